@@ -1,1 +1,4 @@
-//! Placeholder until the crate's first commit.
+#![no_std]
+extern crate alloc;
+pub mod guest;
+pub mod message;
