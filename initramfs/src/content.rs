@@ -68,6 +68,26 @@ impl Content {
         }
     }
 
+    /// The first bytes, at most `count`, fewer if there are no more.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn head(&self, count: usize) -> Result<Vec<u8>, Error> {
+        let (file, path) = match &self.0 {
+            Source::Bytes(bytes) => return Ok(bytes[..count.min(bytes.len())].to_vec()),
+            Source::File { file, path, .. } => (file, path),
+        };
+        let mut file: &File = file;
+        let mut head = Vec::new();
+        file.seek(SeekFrom::Start(0))
+            .and_then(|_| file.take(count as u64).read_to_end(&mut head))
+            .map_err(|source| Error::Read {
+                path: path.clone(),
+                source,
+            })?;
+        Ok(head)
+    }
+
     /// All bytes, for content that is small by its nature.
     ///
     /// # Errors

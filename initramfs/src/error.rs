@@ -71,6 +71,15 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// The file for the kernel cannot be started by both boot loaders.
+    #[error("{what} cannot be the kernel: {reason}")]
+    UnusableKernel {
+        /// The file, as the caller named it.
+        what: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     /// A file handed in as isolinux is something else.
     #[error("{what} is not usable: {reason}")]
     NotIsolinux {

@@ -6,7 +6,9 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use bootimage::{CommandLine, Content, Date, Error, Isolinux, check_static, iso, newc};
+use bootimage::{
+    CommandLine, Content, Date, Error, Isolinux, check_bootable, check_static, iso, newc,
+};
 use clap::{Parser, Subcommand};
 
 /// Writes the boot image of a containerVM; the same inputs give the same bytes.
@@ -73,9 +75,11 @@ fn main() -> Result<()> {
             append,
             out,
         } => {
+            let kernel = Content::open(&kernel)?;
+            check_bootable(&kernel)?;
             let part = |name| Content::open(&isolinux.join(name));
             let iso = iso::BootIso::plan(iso::Contents {
-                kernel: Content::open(&kernel)?,
+                kernel,
                 initramfs: Content::open(&initramfs)?,
                 efi_loader: Content::open(&efi)?,
                 isolinux: Isolinux::new(&part("isolinux.bin")?, &part("ldlinux.c32")?)?,
