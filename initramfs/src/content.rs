@@ -213,3 +213,52 @@ impl<W: Write> Positioned<W> {
         self.out.flush().map_err(Error::write(self.image))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_under_the_plan_is_an_error() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("file");
+        for (now, expected) in [(99, 99), (100, 100), (101, 101), (200_000, 101)] {
+            std::fs::write(&path, [7; 100]).expect("write");
+            let content = Content::open(&path).expect("open");
+            let file = File::options().write(true).open(&path).expect("open");
+            file.set_len(now).expect("set length");
+            let mut copy = Vec::new();
+            match content.copy_to(&mut copy, "ISO") {
+                Ok(()) => assert_eq!((now, copy.len()), (100, 100)),
+                Err(Error::Changed { planned, found, .. }) => {
+                    assert_eq!((planned, found), (100, expected));
+                    assert!(copy.len() <= 100, "never more than planned");
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_image() {
+        let mut full = [0; 10];
+        let result = Content::bytes([7; 11]).copy_to(&mut &mut full[..], "ISO");
+        assert!(matches!(result, Err(Error::Write { image: "ISO", .. })));
+    }
+
+    #[test]
+    fn small_content_has_a_limit() {
+        let content = Content::bytes([7; 11]);
+        assert_eq!(content.head(3).expect("memory"), [7; 3]);
+        assert_eq!(content.read_all("it", 11).expect("memory"), [7; 11]);
+        let refused = content.read_all("it", 10);
+        assert!(matches!(
+            refused,
+            Err(Error::TooLarge {
+                what: "it",
+                length: 11,
+                limit: 10
+            })
+        ));
+    }
+}
