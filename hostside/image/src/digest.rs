@@ -77,7 +77,9 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let hex = text.strip_prefix("sha256:").ok_or_else(|| DigestError(text.to_owned()))?;
+        let hex = text
+            .strip_prefix("sha256:")
+            .ok_or_else(|| DigestError(text.to_owned()))?;
         Self::from_hex(hex).map_err(|_| DigestError(text.to_owned()))
     }
 }
@@ -121,7 +123,11 @@ pub struct HashingReader<R> {
 impl<R: Read> HashingReader<R> {
     /// Wraps `inner`, nothing read yet.
     pub fn new(inner: R) -> Self {
-        Self { inner, hasher: Hasher::default(), count: 0 }
+        Self {
+            inner,
+            hasher: Hasher::default(),
+            count: 0,
+        }
     }
 
     /// The digest and number of the bytes read so far.
@@ -152,7 +158,13 @@ mod tests {
 
     #[test]
     fn what_is_not_a_lower_case_sha256_is_refused() {
-        for text in ["", "sha256:", "sha512:00", "sha256:E3b0", &format!("sha256:{}", "g".repeat(64))] {
+        for text in [
+            "",
+            "sha256:",
+            "sha512:00",
+            "sha256:E3b0",
+            &format!("sha256:{}", "g".repeat(64)),
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

@@ -57,7 +57,13 @@ pub struct Attributes {
 impl Attributes {
     /// Mode `mode`, owned by root, at the epoch, without extended attributes.
     pub fn plain(mode: u16) -> Self {
-        Self { mode, uid: 0, gid: 0, mtime: Time::default(), xattrs: Xattrs::new() }
+        Self {
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            xattrs: Xattrs::new(),
+        }
     }
 }
 
@@ -125,7 +131,9 @@ pub struct Directory {
 impl Directory {
     /// Names and their nodes, by ascending name.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (&[u8], NodeId)> {
-        self.entries.iter().map(|(name, entry)| (&**name, entry.node))
+        self.entries
+            .iter()
+            .map(|(name, entry)| (&**name, entry.node))
     }
 }
 
@@ -203,8 +211,18 @@ pub struct Tree {
 impl Tree {
     /// An empty root directory (mode 0755, root's, at the epoch); at most `limit` nodes.
     pub fn new(limit: u32) -> Self {
-        let root = Node { attributes: Attributes::plain(0o755), kind: Kind::directory(), names: 1 };
-        Self { nodes: vec![Some(root)], free: Vec::new(), released: Vec::new(), limit, count: 1 }
+        let root = Node {
+            attributes: Attributes::plain(0o755),
+            kind: Kind::directory(),
+            names: 1,
+        };
+        Self {
+            nodes: vec![Some(root)],
+            free: Vec::new(),
+            released: Vec::new(),
+            limit,
+            count: 1,
+        }
     }
 
     /// The root directory.
@@ -234,12 +252,16 @@ impl Tree {
 
     /// The node `id`.
     pub fn node(&self, id: NodeId) -> &Node {
-        self.nodes[id.index()].as_ref().expect("an id held by a name is of a live node")
+        self.nodes[id.index()]
+            .as_ref()
+            .expect("an id held by a name is of a live node")
     }
 
     /// The node `id`, to change.
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
-        self.nodes[id.index()].as_mut().expect("an id held by a name is of a live node")
+        self.nodes[id.index()]
+            .as_mut()
+            .expect("an id held by a name is of a live node")
     }
 
     fn directory(&self, id: NodeId) -> Option<&Directory> {
@@ -258,7 +280,10 @@ impl Tree {
 
     /// The node named `name` in `parent`, if any.
     pub fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        self.directory(parent)?.entries.get(name).map(|entry| entry.node)
+        self.directory(parent)?
+            .entries
+            .get(name)
+            .map(|entry| entry.node)
     }
 
     /// Follows `path` from the root, symbolic links included, to its last directory.
@@ -294,7 +319,13 @@ impl Tree {
             }
             let Some(child) = self.child(here, &name) else {
                 let layer = create.ok_or(PathError::Missing)?;
-                let made = self.insert(here, &name, Attributes::plain(0o755), Kind::directory(), layer)?;
+                let made = self.insert(
+                    here,
+                    &name,
+                    Attributes::plain(0o755),
+                    Kind::directory(),
+                    layer,
+                )?;
                 stack.push(made);
                 continue;
             };
@@ -305,8 +336,12 @@ impl Tree {
                     if links > LINKS_MAX {
                         return Err(PathError::Loop);
                     }
-                    let parts: Vec<Box<[u8]>> =
-                        target.split(|&b| b == b'/').filter(|part| !part.is_empty()).rev().map(Into::into).collect();
+                    let parts: Vec<Box<[u8]>> = target
+                        .split(|&b| b == b'/')
+                        .filter(|part| !part.is_empty())
+                        .rev()
+                        .map(Into::into)
+                        .collect();
                     if parts.iter().any(|part| part.len() > NAME_MAX) {
                         return Err(PathError::NameTooLong);
                     }
@@ -315,7 +350,11 @@ impl Tree {
                     }
                     todo.extend(parts);
                 }
-                _ => return Err(PathError::NotDirectory(String::from_utf8_lossy(&name).into_owned())),
+                _ => {
+                    return Err(PathError::NotDirectory(
+                        String::from_utf8_lossy(&name).into_owned(),
+                    ));
+                }
             }
         }
         if let Some(layer) = create {
@@ -323,7 +362,10 @@ impl Tree {
                 self.directory_mut(directory).touched = layer;
             }
         }
-        Ok((*stack.last().expect("the root never leaves the stack"), Some(last)))
+        Ok((
+            *stack.last().expect("the root never leaves the stack"),
+            Some(last),
+        ))
     }
 
     /// Gives `parent` a new node by the name `name`, in place of whatever has that name.
@@ -352,7 +394,11 @@ impl Tree {
             return Err(PathError::TooMany(self.limit));
         }
         self.count += 1;
-        let node = Some(Node { attributes, kind, names: 1 });
+        let node = Some(Node {
+            attributes,
+            kind,
+            names: 1,
+        });
         let id = match self.free.pop() {
             Some(id) => {
                 self.nodes[id.index()] = node;
@@ -363,7 +409,9 @@ impl Tree {
                 NodeId(u32::try_from(self.nodes.len() - 1).expect("the limit is a u32"))
             }
         };
-        self.directory_mut(parent).entries.insert(name.into(), Entry { node: id, layer });
+        self.directory_mut(parent)
+            .entries
+            .insert(name.into(), Entry { node: id, layer });
         Ok(id)
     }
 
@@ -390,14 +438,29 @@ impl Tree {
     }
 
     /// Gives the node `target` one more name.
-    pub fn link(&mut self, parent: NodeId, name: &[u8], target: NodeId, layer: u32) -> Result<(), PathError> {
+    pub fn link(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        target: NodeId,
+        layer: u32,
+    ) -> Result<(), PathError> {
         if self.directory(target).is_some() {
             return Err(PathError::LinkToDirectory);
         }
         let node = self.node_mut(target);
-        node.names = node.names.checked_add(1).ok_or(PathError::TooMany(u32::MAX))?;
+        node.names = node
+            .names
+            .checked_add(1)
+            .ok_or(PathError::TooMany(u32::MAX))?;
         self.remove(parent, name);
-        self.directory_mut(parent).entries.insert(name.into(), Entry { node: target, layer });
+        self.directory_mut(parent).entries.insert(
+            name.into(),
+            Entry {
+                node: target,
+                layer,
+            },
+        );
         Ok(())
     }
 
@@ -416,11 +479,15 @@ impl Tree {
             if node.names > 0 {
                 continue;
             }
-            let node = self.nodes[id.index()].take().expect("a live node, just looked at");
+            let node = self.nodes[id.index()]
+                .take()
+                .expect("a live node, just looked at");
             self.free.push(id);
             self.count -= 1;
             match node.kind {
-                Kind::Directory(directory) => todo.extend(directory.entries.values().map(|entry| entry.node)),
+                Kind::Directory(directory) => {
+                    todo.extend(directory.entries.values().map(|entry| entry.node))
+                }
                 Kind::File { runs, .. } => self.released.extend(runs),
                 _ => {}
             }
@@ -430,7 +497,11 @@ impl Tree {
     /// Hides `name` as lower layers than `layer` left it: what `layer` itself put there or below
     /// stays.
     pub fn hide(&mut self, parent: NodeId, name: &[u8], layer: u32) {
-        let Some(entry) = self.directory(parent).and_then(|directory| directory.entries.get(name)).copied() else {
+        let Some(entry) = self
+            .directory(parent)
+            .and_then(|directory| directory.entries.get(name))
+            .copied()
+        else {
             return;
         };
         match self.directory(entry.node) {
@@ -446,11 +517,15 @@ impl Tree {
     pub fn hide_all(&mut self, directory: NodeId, layer: u32) {
         let mut todo = vec![directory];
         while let Some(id) = todo.pop() {
-            let Some(directory) = self.directory(id) else { continue };
+            let Some(directory) = self.directory(id) else {
+                continue;
+            };
             let mut gone: Vec<Box<[u8]>> = Vec::new();
             for (name, entry) in &directory.entries {
                 match self.directory(entry.node) {
-                    Some(below) if entry.layer == layer || below.touched == layer => todo.push(entry.node),
+                    Some(below) if entry.layer == layer || below.touched == layer => {
+                        todo.push(entry.node)
+                    }
                     _ if entry.layer == layer => {}
                     _ => gone.push(name.clone()),
                 }

@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::digest::Digest;
 use crate::disk::{Disk, punch};
 use crate::ext4::{self, Ext4Error, Identity, Label};
 use crate::tree::Tree;
@@ -58,14 +59,16 @@ pub enum VmdkError {
         what: &'static str,
     },
     /// The parent's path cannot be written into a child.
-    #[error("the path {path} cannot stand in a VMDK: it has a quote, a line end or more than {HINT_MAX} bytes, or is not UTF-8")]
+    #[error(
+        "the path {path} cannot stand in a VMDK: it has a quote, a line end or more than {HINT_MAX} bytes, or is not UTF-8"
+    )]
     Path {
         /// The parent.
         path: PathBuf,
     },
     /// A new volume could not be formatted.
     #[error("cannot format the disk {path}")]
-    Format4 {
+    Filesystem {
         /// The disk.
         path: PathBuf,
         /// Why.
@@ -164,12 +167,17 @@ pub struct SparseDisk {
 impl SparseDisk {
     /// Starts a disk in the empty `file`.
     pub fn new(file: File) -> Self {
-        Self { file, cid: NO_PARENT, grains: Vec::new(), next: GRAIN_SECTORS }
+        Self {
+            file,
+            cid: NO_PARENT,
+            grains: Vec::new(),
+            next: GRAIN_SECTORS,
+        }
     }
 
-    /// Sets the content id from `seed`: equal seeds make equal disks.
-    pub fn identify(&mut self, seed: [u8; 4]) {
-        self.cid = cid(seed);
+    /// Takes the content id from `digest`: equal digests make equal disks.
+    pub fn identify(&mut self, digest: &Digest) {
+        self.cid = cid(*digest.bytes().first_chunk().expect("a digest has 32 bytes"));
     }
 
     /// The file.
@@ -183,7 +191,12 @@ impl SparseDisk {
             self.grains.resize(index + 1, 0);
         }
         if self.grains[index] == 0 {
-            let too_large = |_| io::Error::new(io::ErrorKind::FileTooLarge, "a VMDK cannot be larger than 2 TiB");
+            let too_large = |_| {
+                io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    "a VMDK cannot be larger than 2 TiB",
+                )
+            };
             self.grains[index] = u32::try_from(self.next).map_err(too_large)?;
             self.next += GRAIN_SECTORS;
         }
@@ -218,7 +231,11 @@ impl Disk for SparseDisk {
             if let Some(&sector) = self.grains.get(index)
                 && sector != 0
             {
-                punch(&self.file, u64::from(sector) * SECTOR + offset % GRAIN, count)?;
+                punch(
+                    &self.file,
+                    u64::from(sector) * SECTOR + offset % GRAIN,
+                    count,
+                )?;
                 if count == GRAIN {
                     self.grains[index] = 0;
                 }
@@ -233,18 +250,31 @@ impl Disk for SparseDisk {
         let capacity = size.next_multiple_of(GRAIN) / SECTOR;
         let tables = (capacity / GRAIN_SECTORS).div_ceil(TABLE_GRAINS);
         self.grains.resize((tables * TABLE_GRAINS) as usize, 0);
-        let layout = Layout { tables, start: self.next };
+        let layout = Layout {
+            tables,
+            start: self.next,
+        };
         let header = layout.header(capacity, GRAIN_SECTORS);
-        let bytes: Vec<u8> = self.grains.iter().flat_map(|sector| sector.to_le_bytes()).collect();
+        let bytes: Vec<u8> = self
+            .grains
+            .iter()
+            .flat_map(|sector| sector.to_le_bytes())
+            .collect();
         for copy in [layout.redundant(), layout.main()] {
-            self.file.write_all_at(&layout.directory(copy), copy * SECTOR)?;
+            self.file
+                .write_all_at(&layout.directory(copy), copy * SECTOR)?;
             for (index, table) in bytes.chunks((TABLE_SECTORS * SECTOR) as usize).enumerate() {
                 if table.iter().any(|&byte| byte != 0) {
-                    self.file.write_all_at(table, layout.table(copy, index as u64) * SECTOR)?;
+                    self.file
+                        .write_all_at(table, layout.table(copy, index as u64) * SECTOR)?;
                 }
             }
         }
-        let descriptor = Descriptor { capacity, cid: self.cid, parent: None };
+        let descriptor = Descriptor {
+            capacity,
+            cid: self.cid,
+            parent: None,
+        };
         self.file.write_all_at(&header.encode(), 0)?;
         self.file.write_all_at(&descriptor.encode(), SECTOR)?;
         self.file.set_len(layout.end() * SECTOR)
@@ -282,18 +312,28 @@ impl Layout {
     }
 
     fn directory(&self, copy: u64) -> Vec<u8> {
-        (0..self.tables).flat_map(|index| (self.table(copy, index) as u32).to_le_bytes()).collect()
+        (0..self.tables)
+            .flat_map(|index| (self.table(copy, index) as u32).to_le_bytes())
+            .collect()
     }
 
     fn header(&self, capacity: u64, overhead: u64) -> Header {
-        Header { capacity, redundant_directory: self.redundant(), directory: self.main(), overhead }
+        Header {
+            capacity,
+            redundant_directory: self.redundant(),
+            directory: self.main(),
+            overhead,
+        }
     }
 }
 
 /// Writes the empty structures of a disk that is to be written to: header, descriptor and tables.
 fn create_empty(file: &File, descriptor: &Descriptor<'_>) -> io::Result<Layout> {
     let tables = (descriptor.capacity / GRAIN_SECTORS).div_ceil(TABLE_GRAINS);
-    let layout = Layout { tables, start: 1 + DESCRIPTOR_SECTORS };
+    let layout = Layout {
+        tables,
+        start: 1 + DESCRIPTOR_SECTORS,
+    };
     let overhead = layout.end().next_multiple_of(GRAIN_SECTORS);
     for copy in [layout.redundant(), layout.main()] {
         file.write_all_at(&layout.directory(copy), copy * SECTOR)?;
@@ -315,20 +355,34 @@ pub struct Info {
 
 /// Reads the header of a disk made here.
 pub fn info(path: &Path) -> Result<Info, VmdkError> {
-    let wrong = |what| VmdkError::Format { path: path.to_owned(), what };
+    let wrong = |what| VmdkError::Format {
+        path: path.to_owned(),
+        what,
+    };
     let mut head = Vec::new();
     File::open(path)
-        .and_then(|file| file.take((1 + DESCRIPTOR_SECTORS) * SECTOR).read_to_end(&mut head))
-        .map_err(|source| VmdkError::Read { path: path.to_owned(), source })?;
+        .and_then(|file| {
+            file.take((1 + DESCRIPTOR_SECTORS) * SECTOR)
+                .read_to_end(&mut head)
+        })
+        .map_err(|source| VmdkError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
     if head.len() <= 512 || head[..4] != MAGIC.to_le_bytes() {
         return Err(wrong("it does not start as one"));
     }
-    let capacity = head[12..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).unwrap_or_default();
+    let capacity = head[12..]
+        .first_chunk()
+        .map(|bytes| u64::from_le_bytes(*bytes))
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(&head[512..]);
     let cid = text.lines().find_map(|line| line.strip_prefix("CID="));
     let cid = cid.and_then(|text| u32::from_str_radix(text.trim(), 16).ok());
     let cid = cid.ok_or(wrong("its descriptor has no CID"))?;
-    let size = capacity.checked_mul(SECTOR).ok_or(wrong("its capacity overflows"))?;
+    let size = capacity
+        .checked_mul(SECTOR)
+        .ok_or(wrong("its capacity overflows"))?;
     Ok(Info { size, cid })
 }
 
@@ -337,8 +391,10 @@ pub fn info(path: &Path) -> Result<Info, VmdkError> {
 /// The parent is named by its absolute path, is never written to, and must not change while it has
 /// children. `path` must not exist.
 pub fn create_child(parent: &Path, path: &Path) -> Result<(), VmdkError> {
-    let hint = std::fs::canonicalize(parent)
-        .map_err(|source| VmdkError::Read { path: parent.to_owned(), source })?;
+    let hint = std::fs::canonicalize(parent).map_err(|source| VmdkError::Read {
+        path: parent.to_owned(),
+        source,
+    })?;
     let hint = hint
         .to_str()
         .filter(|text| text.len() <= HINT_MAX && !text.contains(['"', '\n', '\r']))
@@ -346,22 +402,36 @@ pub fn create_child(parent: &Path, path: &Path) -> Result<(), VmdkError> {
     let Info { size, cid } = info(parent)?;
     new_file(path)
         .and_then(|file| {
-            let descriptor =
-                Descriptor { capacity: size / SECTOR, cid: fresh_cid()?, parent: Some((cid, hint)) };
+            let descriptor = Descriptor {
+                capacity: size / SECTOR,
+                cid: fresh_cid()?,
+                parent: Some((cid, hint)),
+            };
             create_empty(&file, &descriptor)
         })
         .map(|_| ())
-        .map_err(|source| VmdkError::Create { path: path.to_owned(), source })
+        .map_err(|source| VmdkError::Create {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Makes a disk at `path` with an empty ext4 filesystem of `size` bytes in it, owned by root.
 ///
 /// `path` must not exist. Takes a few milliseconds and, for 10 GiB, about 100 KB of the host's disk.
 pub fn create_scratch(size: u64, label: Label, path: &Path) -> Result<(), VmdkError> {
-    let failed = |source| VmdkError::Create { path: path.to_owned(), source };
-    let formatted = |source| VmdkError::Format4 { path: path.to_owned(), source };
+    let failed = |source| VmdkError::Create {
+        path: path.to_owned(),
+        source,
+    };
+    let formatted = |source| VmdkError::Filesystem {
+        path: path.to_owned(),
+        source,
+    };
     let mut uuid = [0; 16];
-    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut uuid)).map_err(failed)?;
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut uuid))
+        .map_err(failed)?;
     // Version 4, random (RFC 9562).
     uuid[6] = uuid[6] & 0x0f | 0x40;
     uuid[8] = uuid[8] & 0x3f | 0x80;
@@ -382,7 +452,11 @@ pub fn create_scratch(size: u64, label: Label, path: &Path) -> Result<(), VmdkEr
 }
 
 fn new_file(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create_new(true).open(path)
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
 }
 
 /// A disk whose tables are in front and stay open for more grains.
@@ -393,7 +467,11 @@ struct GrowingDisk {
 
 impl GrowingDisk {
     fn new(file: File, capacity: u64) -> io::Result<Self> {
-        let descriptor = Descriptor { capacity, cid: fresh_cid()?, parent: None };
+        let descriptor = Descriptor {
+            capacity,
+            cid: fresh_cid()?,
+            parent: None,
+        };
         let layout = create_empty(&file, &descriptor)?;
         let mut inner = SparseDisk::new(file);
         inner.next = layout.end().next_multiple_of(GRAIN_SECTORS);
@@ -412,10 +490,18 @@ impl Disk for GrowingDisk {
 
     fn finish(&mut self, _size: u64) -> io::Result<()> {
         for copy in [self.layout.redundant(), self.layout.main()] {
-            for (index, sector) in self.inner.grains.iter().enumerate().filter(|(_, sector)| **sector != 0) {
+            for (index, sector) in self
+                .inner
+                .grains
+                .iter()
+                .enumerate()
+                .filter(|(_, sector)| **sector != 0)
+            {
                 let table = self.layout.table(copy, index as u64 / TABLE_GRAINS);
                 let within = index as u64 % TABLE_GRAINS * 4;
-                self.inner.file.write_all_at(&sector.to_le_bytes(), table * SECTOR + within)?;
+                self.inner
+                    .file
+                    .write_all_at(&sector.to_le_bytes(), table * SECTOR + within)?;
             }
         }
         // The last grain may be written in part only.

@@ -36,7 +36,20 @@ pub struct FileWriter {
 impl<D: Disk> Contents<D> {
     pub(super) fn new(disk: D, geometry: Geometry, limit: u64) -> Self {
         let (next, stretch_end) = geometry.data_stretch(0);
-        Self { disk, geometry, buffer: Vec::with_capacity(BUFFER), start: next, next, stretch_end, limit }
+        Self {
+            disk,
+            geometry,
+            buffer: Vec::with_capacity(BUFFER),
+            start: next,
+            next,
+            stretch_end,
+            limit,
+        }
+    }
+
+    /// The disk below.
+    pub fn disk_mut(&mut self) -> &mut D {
+        &mut self.disk
     }
 
     /// Starts a file. Only one is written at a time.
@@ -46,14 +59,20 @@ impl<D: Disk> Contents<D> {
 
     /// Writes `bytes` at `offset` of the file. Offsets only ever rise; what is left out reads as
     /// zeros, and takes no space if it is whole blocks.
-    pub fn write(&mut self, file: &mut FileWriter, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    pub fn write(
+        &mut self,
+        file: &mut FileWriter,
+        mut offset: u64,
+        mut bytes: &[u8],
+    ) -> io::Result<()> {
         while !bytes.is_empty() {
             let logical = offset / BLOCK;
             let within = (offset % BLOCK) as usize;
             let last = file.runs.last().map(|run| run.logical + run.blocks - 1);
             if last == Some(logical) && file.partial > 0 {
                 debug_assert!(within >= file.partial, "contents go backwards");
-                self.buffer.resize(self.buffer.len() + (within - file.partial), 0);
+                self.buffer
+                    .resize(self.buffer.len() + (within - file.partial), 0);
                 let count = bytes.len().min(BLOCK as usize - within);
                 self.buffer.extend_from_slice(&bytes[..count]);
                 file.partial = (within + count) % BLOCK as usize;
@@ -65,10 +84,17 @@ impl<D: Disk> Contents<D> {
             let wanted = (within as u64 + bytes.len() as u64).div_ceil(BLOCK);
             let (physical, blocks) = self.allocate(wanted)?;
             match file.runs.last_mut() {
-                Some(run) if run.logical + run.blocks == logical && run.physical + run.blocks == physical => {
+                Some(run)
+                    if run.logical + run.blocks == logical
+                        && run.physical + run.blocks == physical =>
+                {
                     run.blocks += blocks;
                 }
-                _ => file.runs.push(Run { logical, physical, blocks }),
+                _ => file.runs.push(Run {
+                    logical,
+                    physical,
+                    blocks,
+                }),
             }
             self.buffer.resize(self.buffer.len() + within, 0);
             let count = bytes.len().min((blocks * BLOCK) as usize - within);
@@ -95,7 +121,8 @@ impl<D: Disk> Contents<D> {
 
     fn pad(&mut self, file: &mut FileWriter) {
         if file.partial > 0 {
-            self.buffer.resize(self.buffer.len() + BLOCK as usize - file.partial, 0);
+            self.buffer
+                .resize(self.buffer.len() + BLOCK as usize - file.partial, 0);
             file.partial = 0;
         }
     }
@@ -125,7 +152,10 @@ impl<D: Disk> Contents<D> {
         if physical + blocks > self.limit {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
-                format!("the contents do not fit into a disk of {} MiB", self.limit * BLOCK >> 20),
+                format!(
+                    "the contents do not fit into a disk of {} MiB",
+                    self.limit * BLOCK >> 20
+                ),
             ));
         }
         self.next += blocks;

@@ -9,7 +9,11 @@ const fn tables() -> [[u32; 256]; 8] {
         let mut value = byte as u32;
         let mut bit = 0;
         while bit < 8 {
-            value = if value & 1 == 1 { value >> 1 ^ 0x82f6_3b78 } else { value >> 1 };
+            value = if value & 1 == 1 {
+                value >> 1 ^ 0x82f6_3b78
+            } else {
+                value >> 1
+            };
             bit += 1;
         }
         tables[0][byte] = value;

@@ -38,16 +38,34 @@ pub(super) fn blocks(
     seed: u32,
     hash_seed: &[u32; 4],
 ) -> Result<(Vec<u8>, bool), TooLarge> {
-    let dots = [Entry { name: b".", inode: own, kind: 2 }, Entry { name: b"..", inode: parent, kind: 2 }];
+    let dots = [
+        Entry {
+            name: b".",
+            inode: own,
+            kind: 2,
+        },
+        Entry {
+            name: b"..",
+            inode: parent,
+            kind: 2,
+        },
+    ];
     let length = |name: &[u8]| (8 + name.len()).next_multiple_of(4);
-    let total: usize = 24 + entries.iter().map(|entry| length(entry.name)).sum::<usize>();
+    let total: usize = 24
+        + entries
+            .iter()
+            .map(|entry| length(entry.name))
+            .sum::<usize>();
     if total <= SIZE - TAIL {
         let mut block = vec![0; SIZE];
         linear(&mut block, dots.iter().chain(entries), seed);
         return Ok((block, false));
     }
 
-    let mut hashed: Vec<_> = entries.iter().map(|entry| (half_md4(entry.name, hash_seed), *entry)).collect();
+    let mut hashed: Vec<_> = entries
+        .iter()
+        .map(|entry| (half_md4(entry.name, hash_seed), *entry))
+        .collect();
     hashed.sort_unstable_by(|a, b| (a.0, a.1.name).cmp(&(b.0, b.1.name)));
     // Leaves: each as many entries as fit.
     let mut leaves: Vec<std::ops::Range<usize>> = Vec::new();
@@ -67,14 +85,21 @@ pub(super) fn blocks(
         hash | u32::from(continues)
     };
 
-    let nodes = if leaves.len() <= ROOT_LIMIT { 0 } else { leaves.len().div_ceil(NODE_LIMIT) };
+    let nodes = if leaves.len() <= ROOT_LIMIT {
+        0
+    } else {
+        leaves.len().div_ceil(NODE_LIMIT)
+    };
     if nodes > ROOT_LIMIT {
         return Err(TooLarge);
     }
     let mut out = vec![0; SIZE * (1 + nodes + leaves.len())];
     let leaf_block = |index: usize| (1 + nodes + index) as u32;
-    let index: Vec<(u32, u32)> =
-        leaves.iter().enumerate().map(|(place, leaf)| (first_hash(leaf), leaf_block(place))).collect();
+    let index: Vec<(u32, u32)> = leaves
+        .iter()
+        .enumerate()
+        .map(|(place, leaf)| (first_hash(leaf), leaf_block(place)))
+        .collect();
 
     let (root, rest) = out.split_at_mut(SIZE);
     put_entry(root, 0, &dots[0], 12);
@@ -87,7 +112,11 @@ pub(super) fn blocks(
         put_index(root, 32, ROOT_LIMIT, &index, seed);
     } else {
         let mut above = Vec::with_capacity(nodes);
-        for (place, (block, part)) in node_blocks.chunks_exact_mut(SIZE).zip(index.chunks(NODE_LIMIT)).enumerate() {
+        for (place, (block, part)) in node_blocks
+            .chunks_exact_mut(SIZE)
+            .zip(index.chunks(NODE_LIMIT))
+            .enumerate()
+        {
             block.put16(4, SIZE as u16);
             put_index(block, 8, NODE_LIMIT, part, seed);
             above.push((part[0].0, 1 + place as u32));
@@ -95,7 +124,11 @@ pub(super) fn blocks(
         put_index(root, 32, ROOT_LIMIT, &above, seed);
     }
     for (block, leaf) in leaf_blocks.chunks_exact_mut(SIZE).zip(&leaves) {
-        linear(block, hashed[leaf.clone()].iter().map(|(_, entry)| entry), seed);
+        linear(
+            block,
+            hashed[leaf.clone()].iter().map(|(_, entry)| entry),
+            seed,
+        );
     }
     Ok((out, true))
 }

@@ -24,14 +24,19 @@ type Record = [u8; 12];
 /// The 60 bytes that go into the inode, and how many blocks the tree took beside it.
 ///
 /// `seed` is the inode's checksum seed. The tree's own blocks are written to `contents`.
-pub(super) fn tree<D: Disk>(runs: &[Run], seed: u32, contents: &mut Contents<D>) -> io::Result<([u8; 60], u64)> {
+pub(super) fn tree<D: Disk>(
+    runs: &[Run],
+    seed: u32,
+    contents: &mut Contents<D>,
+) -> io::Result<([u8; 60], u64)> {
     let mut records: Vec<(u32, Record)> = Vec::with_capacity(runs.len());
     for run in runs {
         let mut done = 0;
         while done < run.blocks {
             let count = (run.blocks - done).min(EXTENT_MAX);
-            let logical = u32::try_from(run.logical + done)
-                .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "a file is larger than 16 TiB"))?;
+            let logical = u32::try_from(run.logical + done).map_err(|_| {
+                io::Error::new(io::ErrorKind::FileTooLarge, "a file is larger than 16 TiB")
+            })?;
             let physical = run.physical + done;
             let mut record = Record::default();
             record.put32(0, logical);

@@ -38,7 +38,8 @@ impl Geometry {
     pub fn for_blocks(blocks: u64) -> Self {
         let groups = blocks.div_ceil(GROUP_BLOCKS);
         let per_block = BLOCK / INODE_SIZE;
-        let inodes = (blocks.min(GROUP_BLOCKS) * BLOCK / BYTES_PER_INODE).next_multiple_of(per_block);
+        let inodes =
+            (blocks.min(GROUP_BLOCKS) * BLOCK / BYTES_PER_INODE).next_multiple_of(per_block);
         Self {
             descriptor_blocks: (groups * DESCRIPTOR_SIZE).div_ceil(BLOCK),
             inodes_per_group: inodes.max(4 * per_block) as u32,
@@ -58,7 +59,12 @@ impl Geometry {
     /// The first block of the tables of `group`'s flexible group.
     fn flex_start(&self, group: u64) -> u64 {
         let first = group / FLEX_GROUPS * FLEX_GROUPS;
-        first * GROUP_BLOCKS + if first == 0 { 1 + self.descriptor_blocks } else { 0 }
+        first * GROUP_BLOCKS
+            + if first == 0 {
+                1 + self.descriptor_blocks
+            } else {
+                0
+            }
     }
 
     /// Where `group`'s block bitmap is.
@@ -134,7 +140,11 @@ impl Geometry {
     pub fn usable(&self, blocks: u64) -> u64 {
         let group = blocks / GROUP_BLOCKS;
         let rest = blocks % GROUP_BLOCKS;
-        if rest > 0 && rest < self.reserved(group) + 64 { group * GROUP_BLOCKS } else { blocks }
+        if rest > 0 && rest < self.reserved(group) + 64 {
+            group * GROUP_BLOCKS
+        } else {
+            blocks
+        }
     }
 }
 
@@ -147,13 +157,18 @@ mod tests {
         for size in [64 << 20, 1 << 30, 10 << 30, 2u64 << 40] {
             let geometry = Geometry::for_blocks(size / BLOCK);
             let groups = (size / BLOCK).div_ceil(GROUP_BLOCKS);
-            let structures: Vec<_> = (0..groups).flat_map(|group| geometry.structures(group, groups)).collect();
+            let structures: Vec<_> = (0..groups)
+                .flat_map(|group| geometry.structures(group, groups))
+                .collect();
             let mut block = 0;
             while block < size / BLOCK {
                 let (start, end) = geometry.data_stretch(block);
                 assert!(start < end);
                 for used in &structures {
-                    assert!(used.end <= start || used.start >= end, "{size}: {used:?} in {start}..{end}");
+                    assert!(
+                        used.end <= start || used.start >= end,
+                        "{size}: {used:?} in {start}..{end}"
+                    );
                 }
                 block = end;
             }

@@ -103,7 +103,10 @@ pub(super) fn device(major: u32, minor: u32) -> [u8; 60] {
     if major < 256 && minor < 256 {
         block.put32(0, major << 8 | minor);
     } else {
-        block.put32(4, (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12);
+        block.put32(
+            4,
+            (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12,
+        );
     }
     block
 }
@@ -124,7 +127,14 @@ mod tests {
             (i64::MAX, 0, (0x7fff_ffff, 999_999_999 << 2 | 3)),
             (i64::MIN, 7, (0x8000_0000, 0)),
         ] {
-            assert_eq!(time(Time { seconds, nanoseconds }), expected, "{seconds}");
+            assert_eq!(
+                time(Time {
+                    seconds,
+                    nanoseconds
+                }),
+                expected,
+                "{seconds}"
+            );
         }
     }
 }

@@ -64,10 +64,15 @@ pub enum Size {
 pub struct Label([u8; 16]);
 
 impl Label {
+    /// No label.
+    pub const EMPTY: Self = Self([0; 16]);
+
     /// `text` as a label, unless it is longer than 16 bytes or contains NUL.
     pub fn new(text: &str) -> Option<Self> {
         let mut bytes = [0; 16];
-        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        bytes
+            .get_mut(..text.len())?
+            .copy_from_slice(text.as_bytes());
         (!text.contains('\0')).then_some(Self(bytes))
     }
 
@@ -89,7 +94,9 @@ impl Identity {
     /// An identity that follows from `digest`: a UUID of version 8 (custom, RFC 9562).
     pub fn of(digest: &Digest, label: Label) -> Self {
         let mut uuid = [0; 16];
-        uuid.copy_from_slice(&Digest::of(&[b"ext4 uuid ", &digest.bytes()[..]].concat()).bytes()[..16]);
+        uuid.copy_from_slice(
+            &Digest::of(&[b"ext4 uuid ", &digest.bytes()[..]].concat()).bytes()[..16],
+        );
         uuid[6] = uuid[6] & 0x0f | 0x80;
         uuid[8] = uuid[8] & 0x3f | 0x80;
         Self { uuid, label }
@@ -151,7 +158,10 @@ impl<D: Disk> Writer<D> {
             Size::AtLeast { .. } => SIZE_MAX / BLOCK,
         };
         let geometry = Geometry::for_blocks(limit);
-        Ok(Self { contents: Contents::new(disk, geometry, geometry.usable(limit)), size })
+        Ok(Self {
+            contents: Contents::new(disk, geometry, geometry.usable(limit)),
+            size,
+        })
     }
 
     /// Where file contents go.
@@ -225,7 +235,9 @@ impl<D: Disk> Finisher<'_, D> {
             Size::Fixed(size) | Size::AtLeast { size, .. } => size / BLOCK,
         };
         self.node(self.tree.root(), ROOT_INODE, ROOT_INODE)?;
-        let journal = self.journal(superblock::journal_blocks(first_size.max(self.contents.end_block())))?;
+        let journal = self.journal(superblock::journal_blocks(
+            first_size.max(self.contents.end_block()),
+        ))?;
         // The inodes between are reserved and stay zero.
         for index in 0..self.order.len() {
             let (id, parent) = self.order[index];
@@ -244,7 +256,9 @@ impl<D: Disk> Finisher<'_, D> {
         self.numbers[self.tree.root().index()] = ROOT_INODE;
         let mut todo = vec![self.tree.root()];
         while let Some(id) = todo.pop() {
-            let Kind::Directory(directory) = &self.tree.node(id).kind else { continue };
+            let Kind::Directory(directory) = &self.tree.node(id).kind else {
+                continue;
+            };
             let parent = self.numbers[id.index()];
             let first = todo.len();
             for (_, child) in directory.entries() {
@@ -288,12 +302,21 @@ impl<D: Disk> Finisher<'_, D> {
                     .map(|(name, child)| {
                         let kind = file_type(&self.tree.node(child).kind);
                         subdirectories += u32::from(kind == 2);
-                        directory::Entry { name, inode: self.numbers[child.index()], kind }
+                        directory::Entry {
+                            name,
+                            inode: self.numbers[child.index()],
+                            kind,
+                        }
                     })
                     .collect();
-                inode.links = if subdirectories + 2 > LINKS_MAX { 1 } else { (subdirectories + 2) as u16 };
-                let (bytes, indexed) = directory::blocks(number, parent, &entries, seed, &self.hash_seed)
-                    .map_err(|directory::TooLarge| Ext4Error::Directory(entries.len()))?;
+                inode.links = if subdirectories + 2 > LINKS_MAX {
+                    1
+                } else {
+                    (subdirectories + 2) as u16
+                };
+                let (bytes, indexed) =
+                    directory::blocks(number, parent, &entries, seed, &self.hash_seed)
+                        .map_err(|directory::TooLarge| Ext4Error::Directory(entries.len()))?;
                 inode.flags |= if indexed { inode::INDEX } else { 0 };
                 inode.size = bytes.len() as u64;
                 let runs = self.contents.whole(&bytes).map_err(Ext4Error::Write)?;
@@ -330,17 +353,20 @@ impl<D: Disk> Finisher<'_, D> {
             Kind::Fifo => inode.mode |= format::FIFO,
             Kind::Socket => inode.mode |= format::SOCKET,
         }
-        let encoded = xattr::encode(&attributes.xattrs).map_err(|xattr::TooLarge| Ext4Error::Xattrs)?;
+        let encoded =
+            xattr::encode(&attributes.xattrs).map_err(|xattr::TooLarge| Ext4Error::Xattrs)?;
         inode.xattrs = encoded.in_inode;
         if let Some(block) = encoded.block {
             inode.xattr_block = self.share(block)?;
             inode.blocks += 1;
         }
-        self.put(number, &inode.encode(seed)).map_err(Ext4Error::Write)
+        self.put(number, &inode.encode(seed))
+            .map_err(Ext4Error::Write)
     }
 
     fn extents(&mut self, inode: &mut Inode, runs: &[Run], seed: u32) -> Result<(), Ext4Error> {
-        let (block, taken) = extent::tree(runs, seed, &mut self.contents).map_err(Ext4Error::Write)?;
+        let (block, taken) =
+            extent::tree(runs, seed, &mut self.contents).map_err(Ext4Error::Write)?;
         inode.block = block;
         inode.flags |= inode::EXTENTS;
         inode.blocks += taken + runs.iter().map(|run| run.blocks).sum::<u64>();
@@ -412,13 +438,23 @@ impl<D: Disk> Finisher<'_, D> {
         let mut runs = Vec::new();
         let mut done = 0;
         while done < blocks {
-            let (physical, count) = self.contents.reserve(blocks - done).map_err(Ext4Error::Write)?;
-            runs.push(Run { logical: done, physical, blocks: count });
+            let (physical, count) = self
+                .contents
+                .reserve(blocks - done)
+                .map_err(Ext4Error::Write)?;
+            runs.push(Run {
+                logical: done,
+                physical,
+                blocks: count,
+            });
             done += count;
         }
         let first = runs[0].physical;
         let block = superblock::journal(self.identity, blocks);
-        self.contents.disk.write(first * BLOCK, &block).map_err(Ext4Error::Write)?;
+        self.contents
+            .disk
+            .write(first * BLOCK, &block)
+            .map_err(Ext4Error::Write)?;
         let mut inode = Inode {
             mode: format::FILE | 0o600,
             uid: 0,
@@ -434,8 +470,12 @@ impl<D: Disk> Finisher<'_, D> {
         };
         let seed = inode::seed(self.seed, JOURNAL_INODE);
         self.extents(&mut inode, &runs, seed)?;
-        self.put(JOURNAL_INODE, &inode.encode(seed)).map_err(Ext4Error::Write)?;
-        Ok(Some(Journal { block: inode.block, size: inode.size }))
+        self.put(JOURNAL_INODE, &inode.encode(seed))
+            .map_err(Ext4Error::Write)?;
+        Ok(Some(Journal {
+            block: inode.block,
+            size: inode.size,
+        }))
     }
 
     /// Fixes the size and writes bitmaps, descriptors and superblocks.
@@ -466,15 +506,23 @@ impl<D: Disk> Finisher<'_, D> {
         }
         let groups = blocks.div_ceil(GROUP_BLOCKS);
         if u64::from(inodes) > groups * u64::from(per_group) {
-            return Err(Ext4Error::Inodes { files, inodes: groups as u32 * per_group });
+            return Err(Ext4Error::Inodes {
+                files,
+                inodes: groups as u32 * per_group,
+            });
         }
 
-        let mut released: Vec<(u64, u64)> =
-            self.tree.released().iter().map(|run| (run.physical, run.physical + run.blocks)).collect();
+        let mut released: Vec<(u64, u64)> = self
+            .tree
+            .released()
+            .iter()
+            .map(|run| (run.physical, run.physical + run.blocks))
+            .collect();
         released.sort_unstable();
         let mut disk = self.contents.disk;
         for (start, end) in merged(&released) {
-            disk.discard(start * BLOCK, (end - start) * BLOCK).map_err(Ext4Error::Write)?;
+            disk.discard(start * BLOCK, (end - start) * BLOCK)
+                .map_err(Ext4Error::Write)?;
         }
         let mut released = &released[..];
         let mut descriptors = Vec::with_capacity((groups * 64) as usize);
@@ -504,11 +552,15 @@ impl<D: Disk> Finisher<'_, D> {
             }
             let in_use = bitmap.ones();
             bitmap.set(stop - start..GROUP_BLOCKS, true);
-            let mut group = Group { free_blocks: (stop - start) as u32 - in_use, ..Group::default() };
+            let mut group = Group {
+                free_blocks: (stop - start) as u32 - in_use,
+                ..Group::default()
+            };
             free_blocks += u64::from(group.free_blocks);
             if written {
                 group.block_bitmap = Some(crc::crc32c(self.seed, &bitmap.0[..]));
-                disk.write(geometry.block_bitmap(number) * BLOCK, &bitmap.0[..]).map_err(Ext4Error::Write)?;
+                disk.write(geometry.block_bitmap(number) * BLOCK, &bitmap.0[..])
+                    .map_err(Ext4Error::Write)?;
             }
             let first = number as u32 * per_group;
             let here = inodes.saturating_sub(first).min(per_group);
@@ -521,14 +573,21 @@ impl<D: Disk> Finisher<'_, D> {
                 bitmap.set(u64::from(per_group)..GROUP_BLOCKS, true);
                 let covered = &bitmap.0[..per_group as usize / 8];
                 group.inode_bitmap = Some(crc::crc32c(self.seed, covered));
-                disk.write(geometry.inode_bitmap(number) * BLOCK, &bitmap.0[..]).map_err(Ext4Error::Write)?;
+                disk.write(geometry.inode_bitmap(number) * BLOCK, &bitmap.0[..])
+                    .map_err(Ext4Error::Write)?;
             }
-            descriptors.extend_from_slice(&superblock::descriptor(&group, number, &geometry, self.seed));
+            descriptors.extend_from_slice(&superblock::descriptor(
+                &group, number, &geometry, self.seed,
+            ));
         }
         descriptors.resize(descriptors.len().next_multiple_of(BLOCK as usize), 0);
 
-        let counts =
-            Counts { blocks, free_blocks, groups, free_inodes: groups as u32 * per_group - inodes };
+        let counts = Counts {
+            blocks,
+            free_blocks,
+            groups,
+            free_inodes: groups as u32 * per_group - inodes,
+        };
         for group in (0..groups).filter(|&group| Geometry::has_superblock(group)) {
             let copy = superblock::encode(
                 self.identity,
@@ -540,8 +599,10 @@ impl<D: Disk> Finisher<'_, D> {
             );
             let start = group * GROUP_BLOCKS * BLOCK;
             let within = if group == 0 { 1024 } else { 0 };
-            disk.write(start + within, &copy).map_err(Ext4Error::Write)?;
-            disk.write(start + BLOCK, &descriptors).map_err(Ext4Error::Write)?;
+            disk.write(start + within, &copy)
+                .map_err(Ext4Error::Write)?;
+            disk.write(start + BLOCK, &descriptors)
+                .map_err(Ext4Error::Write)?;
         }
         let size = match self.size {
             // A tail too short to be a group is still part of the disk.
@@ -549,7 +610,14 @@ impl<D: Disk> Finisher<'_, D> {
             Size::AtLeast { .. } => blocks * BLOCK,
         };
         disk.finish(size).map_err(Ext4Error::Write)?;
-        Ok((disk, Summary { size, free: free_blocks * BLOCK, files }))
+        Ok((
+            disk,
+            Summary {
+                size,
+                free: free_blocks * BLOCK,
+                files,
+            },
+        ))
     }
 }
 

@@ -6,7 +6,9 @@
 use super::Identity;
 use super::bytes::Fields;
 use super::crc::crc32c;
-use super::geometry::{BLOCK, DESCRIPTOR_SIZE, FIRST_INODE, FLEX_SHIFT, GROUP_BLOCKS, Geometry, INODE_SIZE};
+use super::geometry::{
+    BLOCK, DESCRIPTOR_SIZE, FIRST_INODE, FLEX_SHIFT, GROUP_BLOCKS, Geometry, INODE_SIZE,
+};
 use super::hash::HALF_MD4;
 
 /// has_journal, ext_attr, dir_index, sparse_super2.
@@ -70,7 +72,14 @@ pub(super) fn encode(
     sb.put32(0x54, FIRST_INODE);
     sb.put16(0x58, INODE_SIZE as u16);
     sb.put16(0x5a, group);
-    sb.put32(0x5c, if journal.is_some() { COMPATIBLE } else { COMPATIBLE & !HAS_JOURNAL });
+    sb.put32(
+        0x5c,
+        if journal.is_some() {
+            COMPATIBLE
+        } else {
+            COMPATIBLE & !HAS_JOURNAL
+        },
+    );
     sb.put32(0x60, INCOMPATIBLE);
     sb.put32(0x64, READ_ONLY_COMPATIBLE);
     sb[0x68..0x78].copy_from_slice(&identity.uuid);

@@ -64,13 +64,18 @@ pub fn is_kept(name: &[u8]) -> bool {
 }
 
 fn split(name: &[u8]) -> Option<(u8, &[u8])> {
-    let whole: [(&[u8], u8); 2] = [(b"system.posix_acl_access", 2), (b"system.posix_acl_default", 3)];
+    let whole: [(&[u8], u8); 2] = [
+        (b"system.posix_acl_access", 2),
+        (b"system.posix_acl_default", 3),
+    ];
     if let Some((_, index)) = whole.iter().find(|(known, _)| *known == name) {
         return Some((*index, b""));
     }
     let prefixes: [(&[u8], u8); 3] = [(b"user.", 1), (b"trusted.", 4), (b"security.", 6)];
     prefixes.iter().find_map(|(prefix, index)| {
-        name.strip_prefix(*prefix).filter(|rest| !rest.is_empty()).map(|rest| (*index, rest))
+        name.strip_prefix(*prefix)
+            .filter(|rest| !rest.is_empty())
+            .map(|rest| (*index, rest))
     })
 }
 
@@ -80,7 +85,9 @@ pub(super) fn encode(xattrs: &Xattrs) -> Result<Encoded, TooLarge> {
     let mut outside: Vec<Attribute> = Vec::new();
     let mut all: Vec<Attribute> = Vec::new();
     for (name, value) in xattrs {
-        let Some((index, rest)) = split(name) else { continue };
+        let Some((index, rest)) = split(name) else {
+            continue;
+        };
         let value = match index {
             2 | 3 => match acl(value) {
                 Some(value) => value,
@@ -88,7 +95,11 @@ pub(super) fn encode(xattrs: &Xattrs) -> Result<Encoded, TooLarge> {
             },
             _ => value.to_vec(),
         };
-        all.push(Attribute { index, name: rest.to_vec(), value });
+        all.push(Attribute {
+            index,
+            name: rest.to_vec(),
+            value,
+        });
     }
     all.sort_by_key(Attribute::size);
     let mut room = IN_INODE - 4;
@@ -113,7 +124,9 @@ pub(super) fn encode(xattrs: &Xattrs) -> Result<Encoded, TooLarge> {
         if needed > BLOCK as usize {
             return Err(TooLarge);
         }
-        outside.sort_by(|a, b| (a.index, a.name.len(), &a.name).cmp(&(b.index, b.name.len(), &b.name)));
+        outside.sort_by(|a, b| {
+            (a.index, a.name.len(), &a.name).cmp(&(b.index, b.name.len(), &b.name))
+        });
         let mut block = vec![0; BLOCK as usize].into_boxed_slice();
         block.put32(0, MAGIC);
         block.put32(8, 1);

@@ -25,7 +25,11 @@ impl Header {
         // Some old writers summed signed bytes; every reader takes either.
         let (mut unsigned, mut signed) = (0i64, 0i64);
         for (index, &byte) in block.iter().enumerate() {
-            let byte = if (148..156).contains(&index) { b' ' } else { byte };
+            let byte = if (148..156).contains(&index) {
+                b' '
+            } else {
+                byte
+            };
             unsigned += i64::from(byte);
             signed += i64::from(byte.cast_signed());
         }
@@ -42,7 +46,9 @@ impl Header {
             }
         }
         let small = |range: std::ops::Range<usize>, what| {
-            number(&block[range]).and_then(|value| u32::try_from(value).ok()).ok_or(wrong(what))
+            number(&block[range])
+                .and_then(|value| u32::try_from(value).ok())
+                .ok_or(wrong(what))
         };
         let (mut major, mut minor) = (0, 0);
         if (ustar || gnu) && matches!(block[156], b'3' | b'4') {
@@ -80,13 +86,20 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
         let mut value: i128 = if negative { -1 } else { 0 };
         for (index, &byte) in field.iter().enumerate() {
             // The first byte's top bit is the mark, not part of the number.
-            let byte = if index == 0 && !negative { byte & 0x7f } else { byte };
+            let byte = if index == 0 && !negative {
+                byte & 0x7f
+            } else {
+                byte
+            };
             value = value << 8 | i128::from(byte);
         }
         return i64::try_from(value).ok();
     }
     let digits = field.trim_ascii_start();
-    let end = digits.iter().position(|&b| b == 0 || b == b' ').unwrap_or(digits.len());
+    let end = digits
+        .iter()
+        .position(|&b| b == 0 || b == b' ')
+        .unwrap_or(digits.len());
     let mut value: i64 = 0;
     for &digit in &digits[..end] {
         if !(b'0'..=b'7').contains(&digit) {

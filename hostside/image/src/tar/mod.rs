@@ -185,41 +185,59 @@ impl<R: BufRead> Reader<R> {
                 b'x' | b'X' => {
                     let bytes = self.small(header.size)?;
                     let records = local.get_or_insert_with(|| self.global.clone());
-                    records.parse(&bytes).map_err(|what| TarError::Header { at: self.at, what })?;
+                    records
+                        .parse(&bytes)
+                        .map_err(|what| TarError::Header { at: self.at, what })?;
                 }
                 b'g' => {
                     let bytes = self.small(header.size)?;
                     let at = self.at;
-                    self.global.parse(&bytes).map_err(|what| TarError::Header { at, what })?;
+                    self.global
+                        .parse(&bytes)
+                        .map_err(|what| TarError::Header { at, what })?;
                 }
                 b'L' => long_path = Some(until_nul(self.small(header.size)?)),
                 b'K' => long_target = Some(until_nul(self.small(header.size)?)),
                 b'V' | b'M' | b'N' => self.skip(padded(header.size))?,
                 _ => {
                     let records = local.unwrap_or_else(|| self.global.clone());
-                    return self.entry(&block, header, records, long_path, long_target).map(Some);
+                    return self
+                        .entry(&block, header, records, long_path, long_target)
+                        .map(Some);
                 }
             }
         }
-        Err(TarError::Limit { at: self.at, what: "too many extension headers in a row" })
+        Err(TarError::Limit {
+            at: self.at,
+            what: "too many extension headers in a row",
+        })
     }
 
     /// The next piece of the current entry's contents: its offset in the file and its bytes, which
     /// [`Reader::consume`] must take before the next call. `None` after the last. Offsets ascend; what
     /// is left out is a hole.
     pub fn chunk(&mut self) -> Result<Option<(u64, &[u8])>, TarError> {
-        while self.segments.last().is_some_and(|segment| segment.length == 0) {
+        while self
+            .segments
+            .last()
+            .is_some_and(|segment| segment.length == 0)
+        {
             self.segments.pop();
         }
         let Some(segment) = self.segments.last().copied() else {
             return Ok(None);
         };
         let at = self.at;
-        let bytes = self.inner.fill_buf().map_err(|source| TarError::Read { at, source })?;
+        let bytes = self
+            .inner
+            .fill_buf()
+            .map_err(|source| TarError::Read { at, source })?;
         if bytes.is_empty() {
             return Err(TarError::Truncated { at });
         }
-        let count = usize::try_from(segment.length).unwrap_or(usize::MAX).min(bytes.len());
+        let count = usize::try_from(segment.length)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         Ok(Some((segment.offset, &bytes[..count])))
     }
 
@@ -252,9 +270,16 @@ impl<R: BufRead> Reader<R> {
             .or(records.path.take())
             .or(long_path)
             .unwrap_or_else(|| header.path.clone());
-        let target = records.target.take().or(long_target).unwrap_or_else(|| header.target.clone());
+        let target = records
+            .target
+            .take()
+            .or(long_target)
+            .unwrap_or_else(|| header.target.clone());
         if path.len() > PATH_MAX || target.len() > PATH_MAX {
-            return Err(TarError::Limit { at, what: "a path is longer than 16 KiB" });
+            return Err(TarError::Limit {
+                at,
+                what: "a path is longer than 16 KiB",
+            });
         }
         if path.is_empty() {
             return Err(wrong("it has no path"));
@@ -265,17 +290,28 @@ impl<R: BufRead> Reader<R> {
             0 | b'0' | b'7' | b'S' => EntryKind::File,
             b'1' => EntryKind::Link(target),
             b'2' => EntryKind::Symlink(target),
-            b'3' => EntryKind::Character { major: header.major, minor: header.minor },
-            b'4' => EntryKind::Block { major: header.major, minor: header.minor },
+            b'3' => EntryKind::Character {
+                major: header.major,
+                minor: header.minor,
+            },
+            b'4' => EntryKind::Block {
+                major: header.major,
+                minor: header.minor,
+            },
             b'5' | b'D' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
             kind => return Err(TarError::Type { at, kind }),
         };
         let mut size = 0;
-        if kind == EntryKind::File || header.kind == b'D' || (named_directory && header.kind != b'5') {
+        if kind == EntryKind::File
+            || header.kind == b'D'
+            || (named_directory && header.kind != b'5')
+        {
             // What a header-only type says of its size is ignored, as by every reader of images.
             self.stored = records.size.unwrap_or(header.size);
-            self.padding = padded(self.stored).checked_sub(self.stored).ok_or(wrong("its size overflows"))?;
+            self.padding = padded(self.stored)
+                .checked_sub(self.stored)
+                .ok_or(wrong("its size overflows"))?;
         }
         if kind == EntryKind::File {
             size = self.stored;
@@ -289,7 +325,10 @@ impl<R: BufRead> Reader<R> {
                     size = map.size;
                     sparse::checked(map, self.stored).map_err(wrong)?
                 }
-                None => vec![Segment { offset: 0, length: size }],
+                None => vec![Segment {
+                    offset: 0,
+                    length: size,
+                }],
             };
             self.segments.reverse();
         }
@@ -302,7 +341,10 @@ impl<R: BufRead> Reader<R> {
             mode: header.mode,
             uid: records.uid.unwrap_or(header.uid),
             gid: records.gid.unwrap_or(header.gid),
-            mtime: records.mtime.unwrap_or(Time { seconds: header.mtime, nanoseconds: 0 }),
+            mtime: records.mtime.unwrap_or(Time {
+                seconds: header.mtime,
+                nanoseconds: 0,
+            }),
             xattrs: std::mem::take(&mut records.xattrs),
             size,
         })
@@ -310,14 +352,19 @@ impl<R: BufRead> Reader<R> {
 
     /// The map of GNU's own sparse type: four segments in the header, 21 in each block after it.
     fn gnu_map(&mut self, block: &[u8; 512]) -> Result<sparse::Map, TarError> {
-        let mut map = sparse::gnu_header(block).map_err(|what| TarError::Header { at: self.at, what })?;
+        let mut map =
+            sparse::gnu_header(block).map_err(|what| TarError::Header { at: self.at, what })?;
         while map.continues {
             if map.map.segments.len() > sparse::SEGMENTS_MAX {
-                return Err(TarError::Limit { at: self.at, what: "its sparse map is too long" });
+                return Err(TarError::Limit {
+                    at: self.at,
+                    what: "its sparse map is too long",
+                });
             }
             let mut more = [0; 512];
             self.exact(&mut more)?;
-            sparse::gnu_extension(&more, &mut map).map_err(|what| TarError::Header { at: self.at, what })?;
+            sparse::gnu_extension(&more, &mut map)
+                .map_err(|what| TarError::Header { at: self.at, what })?;
         }
         Ok(map.map)
     }
@@ -334,7 +381,10 @@ impl<R: BufRead> Reader<R> {
         let mut map = sparse::ContentsMap::default();
         loop {
             if self.stored < BLOCK {
-                return Err(TarError::Header { at: self.at, what: "its sparse map is longer than its contents" });
+                return Err(TarError::Header {
+                    at: self.at,
+                    what: "its sparse map is longer than its contents",
+                });
             }
             let mut block = [0; 512];
             self.exact(&mut block)?;
@@ -350,7 +400,12 @@ impl<R: BufRead> Reader<R> {
     /// One header block, or `None` at the end: a zero block or the end of the stream between entries.
     fn block_or_end(&mut self) -> Result<Option<[u8; 512]>, TarError> {
         let at = self.at;
-        if self.inner.fill_buf().map_err(|source| TarError::Read { at, source })?.is_empty() {
+        if self
+            .inner
+            .fill_buf()
+            .map_err(|source| TarError::Read { at, source })?
+            .is_empty()
+        {
             return Ok(None);
         }
         let mut block = [0; 512];
@@ -360,10 +415,12 @@ impl<R: BufRead> Reader<R> {
 
     fn exact(&mut self, buffer: &mut [u8]) -> Result<(), TarError> {
         let at = self.at;
-        self.inner.read_exact(buffer).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => TarError::Truncated { at },
-            _ => TarError::Read { at, source },
-        })?;
+        self.inner
+            .read_exact(buffer)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::UnexpectedEof => TarError::Truncated { at },
+                _ => TarError::Read { at, source },
+            })?;
         self.at += buffer.len() as u64;
         Ok(())
     }
@@ -371,7 +428,10 @@ impl<R: BufRead> Reader<R> {
     /// The contents of an extension header.
     fn small(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
         if size > HEADER_MAX {
-            return Err(TarError::Limit { at: self.at, what: "an extension header is longer than 1 MiB" });
+            return Err(TarError::Limit {
+                at: self.at,
+                what: "an extension header is longer than 1 MiB",
+            });
         }
         let mut bytes = vec![0; size as usize];
         self.exact(&mut bytes)?;
@@ -382,11 +442,16 @@ impl<R: BufRead> Reader<R> {
     fn skip(&mut self, mut count: u64) -> Result<(), TarError> {
         while count > 0 {
             let at = self.at;
-            let bytes = self.inner.fill_buf().map_err(|source| TarError::Read { at, source })?;
+            let bytes = self
+                .inner
+                .fill_buf()
+                .map_err(|source| TarError::Read { at, source })?;
             if bytes.is_empty() {
                 return Err(TarError::Truncated { at });
             }
-            let step = usize::try_from(count).unwrap_or(usize::MAX).min(bytes.len());
+            let step = usize::try_from(count)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
             self.inner.consume(step);
             self.at += step as u64;
             count -= step as u64;

@@ -32,7 +32,11 @@ impl Records {
             if bytes[0] == 0 {
                 break;
             }
-            let space = bytes.iter().take(20).position(|&b| b == b' ').ok_or("a PAX record has no length")?;
+            let space = bytes
+                .iter()
+                .take(20)
+                .position(|&b| b == b' ')
+                .ok_or("a PAX record has no length")?;
             let length = decimal(&bytes[..space]).ok_or("a PAX record's length is not a number")?;
             let length = usize::try_from(length).map_err(|_| "a PAX record is too long")?;
             if length > bytes.len() || length < space + 3 || bytes[length - 1] != b'\n' {
@@ -40,7 +44,10 @@ impl Records {
             }
             let record = &bytes[space + 1..length - 1];
             bytes = &bytes[length..];
-            let equals = record.iter().position(|&b| b == b'=').ok_or("a PAX record has no `=`")?;
+            let equals = record
+                .iter()
+                .position(|&b| b == b'=')
+                .ok_or("a PAX record has no `=`")?;
             self.record(&record[..equals], &record[equals + 1..])?;
         }
         Ok(())
@@ -51,16 +58,31 @@ impl Records {
         match key {
             b"path" => self.path = text(value)?,
             b"linkpath" => self.target = text(value)?,
-            b"size" => self.size = if value.is_empty() { None } else { Some(number()?) },
+            b"size" => {
+                self.size = if value.is_empty() {
+                    None
+                } else {
+                    Some(number()?)
+                }
+            }
             b"uid" => self.uid = id(value)?,
             b"gid" => self.gid = id(value)?,
-            b"mtime" => self.mtime = if value.is_empty() { None } else { Some(time(value)?) },
+            b"mtime" => {
+                self.mtime = if value.is_empty() {
+                    None
+                } else {
+                    Some(time(value)?)
+                }
+            }
             b"GNU.sparse.major" => self.sparse_in_contents = number()? == 1,
             b"GNU.sparse.name" => self.sparse_name = text(value)?,
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse_size = Some(number()?),
             b"GNU.sparse.offset" => self.sparse_offset = Some(number()?),
             b"GNU.sparse.numbytes" => {
-                let offset = self.sparse_offset.take().ok_or("a sparse map has a length without an offset")?;
+                let offset = self
+                    .sparse_offset
+                    .take()
+                    .ok_or("a sparse map has a length without an offset")?;
                 self.segment(offset, number()?)?;
             }
             b"GNU.sparse.map" => {
@@ -70,7 +92,9 @@ impl Records {
                     if offset.is_empty() && self.sparse_map.is_empty() {
                         break;
                     }
-                    let length = numbers.next().ok_or("a sparse map has an offset without a length")?;
+                    let length = numbers
+                        .next()
+                        .ok_or("a sparse map has an offset without a length")?;
                     let wrong = "a sparse map's value is not a number";
                     self.segment(decimal(offset).ok_or(wrong)?, decimal(length).ok_or(wrong)?)?;
                 }
@@ -79,8 +103,10 @@ impl Records {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattr(name.to_vec(), value.to_vec())?;
                 } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
-                    let name = unescape(name).ok_or("an extended attribute's name is not URL-encoded")?;
-                    let value = unbase64(value).ok_or("an extended attribute's value is not base64")?;
+                    let name =
+                        unescape(name).ok_or("an extended attribute's name is not URL-encoded")?;
+                    let value =
+                        unbase64(value).ok_or("an extended attribute's value is not base64")?;
                     self.xattr(name, value)?;
                 }
             }
@@ -117,7 +143,8 @@ fn id(value: &[u8]) -> Result<Option<u32>, &'static str> {
         return Ok(None);
     }
     let id = decimal(value).and_then(|id| u32::try_from(id).ok());
-    id.map(Some).ok_or("a PAX record's owner is not a user or group number")
+    id.map(Some)
+        .ok_or("a PAX record's owner is not a user or group number")
 }
 
 /// A decimal number of at most 20 digits.
@@ -151,9 +178,18 @@ fn time(value: &[u8]) -> Result<Time, &'static str> {
         nanoseconds = nanoseconds * 10 + u32::from(digit - b'0');
     }
     Ok(match (negative, nanoseconds) {
-        (false, _) => Time { seconds, nanoseconds },
-        (true, 0) => Time { seconds: -seconds, nanoseconds },
-        (true, _) => Time { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+        (false, _) => Time {
+            seconds,
+            nanoseconds,
+        },
+        (true, 0) => Time {
+            seconds: -seconds,
+            nanoseconds,
+        },
+        (true, _) => Time {
+            seconds: -seconds - 1,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        },
     })
 }
 
@@ -212,7 +248,14 @@ mod tests {
             ("-1", -1, 0),
             ("-0.25", -1, 750_000_000),
         ] {
-            assert_eq!(time(text.as_bytes()), Ok(Time { seconds, nanoseconds }), "{text}");
+            assert_eq!(
+                time(text.as_bytes()),
+                Ok(Time {
+                    seconds,
+                    nanoseconds
+                }),
+                "{text}"
+            );
         }
         for text in ["", "x", "1.x", "--1", "99999999999999999999"] {
             assert!(time(text.as_bytes()).is_err(), "{text}");
@@ -221,14 +264,30 @@ mod tests {
 
     #[test]
     fn extended_attributes_come_in_two_spellings() {
-        let found = records(b"24 SCHILY.xattr.user.a=b\n35 LIBARCHIVE.xattr.user.%61%3d=AAEC\n").unwrap();
-        let found: Vec<_> = found.xattrs.iter().map(|(name, value)| (&**name, &**value)).collect();
-        assert_eq!(found, [(&b"user.a"[..], &b"b"[..]), (b"user.a=", &[0, 1, 2])]);
+        let found =
+            records(b"24 SCHILY.xattr.user.a=b\n35 LIBARCHIVE.xattr.user.%61%3d=AAEC\n").unwrap();
+        let found: Vec<_> = found
+            .xattrs
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+            .collect();
+        assert_eq!(
+            found,
+            [(&b"user.a"[..], &b"b"[..]), (b"user.a=", &[0, 1, 2])]
+        );
     }
 
     #[test]
     fn damaged_records_are_refused() {
-        for text in [&b"x path=a\n"[..], b"99 path=a\n", b"3 =\n", b"9 path=a ", b"8 patha\n", b"12 path=a\0b\n", b"12 uid=-10\n\n"] {
+        for text in [
+            &b"x path=a\n"[..],
+            b"99 path=a\n",
+            b"3 =\n",
+            b"9 path=a ",
+            b"8 patha\n",
+            b"12 path=a\0b\n",
+            b"12 uid=-10\n\n",
+        ] {
             assert!(records(text).is_err(), "{}", String::from_utf8_lossy(text));
         }
     }

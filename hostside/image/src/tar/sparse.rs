@@ -40,8 +40,13 @@ pub(super) fn checked(map: Map, stored: u64) -> Result<Vec<Segment>, &'static st
         if segment.offset < end {
             return Err("its sparse map goes backwards");
         }
-        end = segment.offset.checked_add(segment.length).ok_or("its sparse map overflows")?;
-        sum = sum.checked_add(segment.length).ok_or("its sparse map overflows")?;
+        end = segment
+            .offset
+            .checked_add(segment.length)
+            .ok_or("its sparse map overflows")?;
+        sum = sum
+            .checked_add(segment.length)
+            .ok_or("its sparse map overflows")?;
     }
     if end > map.size {
         return Err("its sparse map is beyond its size");
@@ -57,7 +62,10 @@ pub(super) fn gnu_header(block: &[u8; 512]) -> Result<GnuMap, &'static str> {
     let size = number(&block[483..495]).and_then(|size| u64::try_from(size).ok());
     let size = size.ok_or("its sparse size is not a number")?;
     let mut found = GnuMap {
-        map: Map { size, segments: Vec::new() },
+        map: Map {
+            size,
+            segments: Vec::new(),
+        },
         continues: block[482] != 0,
     };
     gnu_segments(&block[386..482], &mut found)?;
@@ -80,7 +88,10 @@ fn gnu_segments(fields: &[u8], found: &mut GnuMap) -> Result<(), &'static str> {
             let value = number(field).and_then(|value| u64::try_from(value).ok());
             value.ok_or("its sparse map has a value that is not a number")
         };
-        found.map.segments.push(Segment { offset: value(&pair[..12])?, length: value(&pair[12..])? });
+        found.map.segments.push(Segment {
+            offset: value(&pair[..12])?,
+            length: value(&pair[12..])?,
+        });
     }
     Ok(())
 }
@@ -106,13 +117,19 @@ impl ContentsMap {
                 }
                 continue;
             }
-            let value = decimal(&self.line).ok_or("its sparse map has a value that is not a number")?;
+            let value =
+                decimal(&self.line).ok_or("its sparse map has a value that is not a number")?;
             self.line.clear();
             match (self.expected, self.offset.take()) {
-                (None, _) if value > SEGMENTS_MAX as u64 => return Err("its sparse map is too long"),
+                (None, _) if value > SEGMENTS_MAX as u64 => {
+                    return Err("its sparse map is too long");
+                }
                 (None, _) => self.expected = Some(value),
                 (Some(_), None) => self.offset = Some(value),
-                (Some(_), Some(offset)) => self.segments.push(Segment { offset, length: value }),
+                (Some(_), Some(offset)) => self.segments.push(Segment {
+                    offset,
+                    length: value,
+                }),
             }
             if self.expected == Some(self.segments.len() as u64) {
                 // The rest of the block is padding.
