@@ -21,6 +21,8 @@ use crate::qmp::EventStream;
 const START: Duration = Duration::from_secs(60);
 /// How long an old QEMU may take to greet a new controller.
 const ATTACH: Duration = Duration::from_secs(30);
+/// How long a QEMU whose control socket is closed may take to end.
+pub(super) const LAST_BREATH: Duration = Duration::from_secs(10);
 /// How long QEMU may take to end when told to, before it is killed. It writes
 /// back its disks meanwhile.
 const QUIT: Duration = Duration::from_secs(20);
@@ -179,7 +181,16 @@ impl Machine {
                 Some(said)
             }
             (Life::Started, Some(process)) => match self.greet(ATTACH).await {
+                // It may have been found while it ended.
                 Err(why) => {
+                    if let Ok(ending) = tokio::time::timeout(LAST_BREATH, process.ended()).await {
+                        let tail = self.directory.log_tail(log::TAIL);
+                        let cause = log::vanished_cause(&tail, &ending.to_string());
+                        let said = format!("it went off while nobody watched: {cause}");
+                        self.record_off(&mut state, cause);
+                        self.remove_sockets();
+                        return Some(said);
+                    }
                     let said = format!(
                         "its QEMU (process {}) does not answer: {why}",
                         process.pid()

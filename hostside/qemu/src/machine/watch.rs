@@ -2,6 +2,7 @@
 
 use std::sync::Weak;
 
+use super::power::LAST_BREATH;
 use super::*;
 use crate::qmp::{Event, EventStream};
 
@@ -45,9 +46,6 @@ pub(super) async fn watch(
         }
     }
 }
-
-/// How long after its control socket a QEMU may end.
-const LAST_BREATH: std::time::Duration = std::time::Duration::from_secs(20);
 
 impl Machine {
     /// Looks at what became of the guest.
