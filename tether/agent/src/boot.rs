@@ -28,7 +28,13 @@ pub fn mount_file_systems() -> Result<()> {
     }
     mount("proc", "/proc", "proc", CLOSED, "")?;
     mount("sysfs", "/sys", "sysfs", CLOSED, "")?;
-    mount("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755")?;
+    mount(
+        "devtmpfs",
+        "/dev",
+        "devtmpfs",
+        MsFlags::MS_NOSUID,
+        "mode=0755",
+    )?;
     mount("cgroup2", CGROUPS, "cgroup2", CLOSED, "")?;
     mount("tmpfs", RUN, "tmpfs", CLOSED, "mode=0755,size=8m")
 }
@@ -126,9 +132,8 @@ impl Configuration {
                     bytes.len()
                 ))
             })?,
-            (None, Some(text)) => {
-                hexadecimal(text).ok_or_else(|| invalid("tether.key is not 64 hexadecimal digits"))?
-            }
+            (None, Some(text)) => hexadecimal(text)
+                .ok_or_else(|| invalid("tether.key is not 64 hexadecimal digits"))?,
             (None, None) => [0; 32],
         };
         Ok(Self {
@@ -179,7 +184,10 @@ mod tests {
             "virtio:org.tether.channel",
             Some(ChannelAddress::Virtio("org.tether.channel".into())),
         );
-        check("serial:ttyS1\n", Some(ChannelAddress::Serial("ttyS1".into())));
+        check(
+            "serial:ttyS1\n",
+            Some(ChannelAddress::Serial("ttyS1".into())),
+        );
         check("serial:../mem", None);
         check("serial:", None);
         check("vsock:many", None);

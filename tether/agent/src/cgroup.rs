@@ -16,6 +16,7 @@ pub struct Group {
     number: u32,
     directory: OwnedFd,
     kills_before: u64,
+    kills_told: u64,
 }
 
 impl Group {
@@ -24,9 +25,17 @@ impl Group {
         self.directory.as_fd()
     }
 
-    /// Whether the OOM killer killed something in it since it was taken.
+    /// How many the OOM killer killed in it since this was last asked.
+    pub fn new_kills(&mut self) -> u64 {
+        let now = kills(&path_of(self.number));
+        let new = now.saturating_sub(self.kills_told);
+        self.kills_told = now;
+        new
+    }
+
+    /// Whether the OOM killer killed anything in it since it was taken, as last asked.
     pub fn was_out_of_memory(&self) -> bool {
-        kills(&path_of(self.number)) > self.kills_before
+        self.kills_told > self.kills_before
     }
 
     fn is_populated(&self) -> bool {
@@ -67,7 +76,8 @@ impl Groups {
         }
         let path = format!("{CONTAINER}/memory.events");
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let events = open(path.as_str(), flags, Mode::empty()).context(|| format!("opening {path}"))?;
+        let events =
+            open(path.as_str(), flags, Mode::empty()).context(|| format!("opening {path}"))?;
         Ok(Self {
             events,
             kills: 0,
@@ -110,6 +120,7 @@ impl Groups {
         self.free.extend::<Vec<_>>(empty);
         if let Some(mut group) = self.free.pop() {
             group.kills_before = kills(&path_of(group.number));
+            group.kills_told = group.kills_before;
             return Ok(group);
         }
         let path = path_of(self.made);
@@ -123,6 +134,7 @@ impl Groups {
             number,
             directory,
             kills_before: 0,
+            kills_told: 0,
         })
     }
 

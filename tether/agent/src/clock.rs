@@ -1,8 +1,8 @@
 //! The two clocks: one that never jumps, for deadlines; and the one the host sets.
 
-use nix::time::{ClockId, clock_gettime, clock_settime};
-use nix::sys::time::TimeSpec;
 use crate::failure::{Context, Result};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
 
 /// Microseconds of `CLOCK_MONOTONIC`, which the wire's session counts in.
 pub fn now() -> u64 {

@@ -28,7 +28,9 @@ pub fn find(disk: &DiskId) -> Result<Option<String>> {
         let device = format!("/dev/{name}");
         let matches = match disk {
             DiskId::Serial(serial) => has_serial(name, serial),
-            DiskId::Label(label) => label_of(&device).is_some_and(|found| found == label.as_bytes()),
+            DiskId::Label(label) => {
+                label_of(&device).is_some_and(|found| found == label.as_bytes())
+            }
         };
         if matches {
             return Ok(Some(device));

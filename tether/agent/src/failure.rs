@@ -77,6 +77,9 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);
         assert_eq!(error.errno, 2);
-        assert_eq!(error.message, "opening /etc/passwd: No such file or directory");
+        assert_eq!(
+            error.message,
+            "opening /etc/passwd: No such file or directory"
+        );
     }
 }

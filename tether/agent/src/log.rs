@@ -3,12 +3,11 @@
 //! Not the console directly: a serial console whose far end does not read would hold tether up,
 //! while the kernel log is memory and the kernel's console drivers do the waiting.
 
-use crate::sys;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{self, OFlag};
 use nix::sys::stat::Mode;
 use nix::unistd::write;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 static KERNEL_LOG: OnceLock<OwnedFd> = OnceLock::new();
@@ -25,20 +24,19 @@ pub enum Level {
     Info = b'6',
 }
 
-/// Opens the kernel log; until then lines go to standard error. Called once /dev is there.
-pub fn open_kernel_log() {
-    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    if let Ok(log) = open("/dev/kmsg", flags, Mode::empty()) {
-        let _ = KERNEL_LOG.set(log);
-    }
-}
-
-/// Gives descriptors 0 to 2, if the kernel opened no console for them, a place to lead to.
-pub fn open_standard_descriptors() {
-    if let Ok(null) = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()) {
-        for standard in 0..3 {
-            let _ = sys::duplicate_onto_standard(null.as_fd(), standard);
+/// Opens the kernel log; until then lines go to standard error. Gives descriptors 0 to 2 a place to
+/// lead to if the kernel found no console for them: whatever is opened later must not become one.
+pub fn open() {
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    while let Ok(null) = fcntl::open("/dev/null", flags, Mode::empty()) {
+        if null.as_raw_fd() > 2 {
+            break;
         }
+        let _ = null.into_raw_fd();
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    if let Ok(log) = fcntl::open("/dev/kmsg", flags, Mode::empty()) {
+        let _ = KERNEL_LOG.set(log);
     }
 }
 

@@ -68,7 +68,9 @@ pub fn parse_options(options: &str) -> Result<(MsFlags, String)> {
             "strictatime" => flags |= MsFlags::MS_STRICTATIME,
             "bind" | "rbind" | "move" | "remount" | "shared" | "rshared" | "slave" | "rslave"
             | "private" | "rprivate" | "unbindable" | "runbindable" => {
-                return Err(invalid(format!("mount option {option} is not possible here")));
+                return Err(invalid(format!(
+                    "mount option {option} is not possible here"
+                )));
             }
             other => {
                 if !data.is_empty() {
@@ -96,7 +98,11 @@ mod tests {
         };
         check("", MsFlags::empty(), "");
         check("ro,noexec", MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC, "");
-        check("nosuid,uid=5,huge=never", MsFlags::MS_NOSUID, "uid=5,huge=never");
+        check(
+            "nosuid,uid=5,huge=never",
+            MsFlags::MS_NOSUID,
+            "uid=5,huge=never",
+        );
         check("noexec,exec,,rw", MsFlags::empty(), "");
     }
 

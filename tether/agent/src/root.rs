@@ -14,7 +14,6 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
 use nix::unistd::symlinkat;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use tether_wire::message::{DiskId, Mount, MountSource};
 
 /// Where the container's root is mounted.
 pub const ROOT: &str = "/run/root";
@@ -152,11 +151,10 @@ impl Root {
             let source = file(name);
             if fs::metadata(&source).is_ok() {
                 let target = self.make_file(&format!("/etc/{name}"))?;
-                mount::bind(&source, &path_of(target.as_fd()))
-                    .map_err(|mut error| {
-                        error.message = format!("/etc/{name} of the container: {error}");
-                        error
-                    })?;
+                mount::bind(&source, &path_of(target.as_fd())).map_err(|mut error| {
+                    error.message = format!("/etc/{name} of the container: {error}");
+                    error
+                })?;
             }
         }
         Ok(())
@@ -170,43 +168,30 @@ impl Root {
         mount::make_read_only(ROOT, MsFlags::empty())
     }
 
-    /// Mounts a tmpfs or, from `device`, a disk.
+    /// Mounts a tmpfs: `data` as tmpfs(5) takes it.
     ///
     /// # Errors
     /// A target that is not absolute; options that make no sense; what `mount(2)` says.
-    pub fn mount_one(&self, wanted: &Mount, source: &Source) -> Result<()> {
-        let target = &wanted.target;
+    pub fn mount_tmpfs(&self, target: &str, flags: MsFlags, data: &str) -> Result<()> {
+        self.mount_at("tmpfs", absolute(target)?, flags, data)
+    }
+
+    /// Mounts a volume.
+    ///
+    /// # Errors
+    /// A target that is not absolute; what `mount(2)` says.
+    pub fn mount_volume(&self, volume: &Volume, target: &str, flags: MsFlags) -> Result<()> {
         let directory = self.make_directory(absolute(target)?)?;
         let place = path_of(directory.as_fd());
         let what = || format!("mounting {target} of the container");
-        match (&wanted.source, source) {
-            (MountSource::Tmpfs { size, mode, options }, _) => {
-                let (mut flags, mut data) = mount::parse_options(options)?;
-                flags.set(MsFlags::MS_RDONLY, flags.contains(MsFlags::MS_RDONLY) || wanted.read_only);
-                if !data.is_empty() {
-                    data.push(',');
-                }
-                data.push_str(&format!("mode={:o}", mode & 0o7777));
-                if *size > 0 {
-                    data.push_str(&format!(",size={size}"));
-                }
-                let kind = Some("tmpfs");
-                nix::mount::mount(kind, place.as_str(), kind, flags, Some(data.as_str()))
-                    .context(what)
+        match volume {
+            Volume::Device(device) => {
+                let (device, none) = (Some(device.as_str()), None::<&str>);
+                nix::mount::mount(device, place.as_str(), Some("ext4"), flags, none).context(what)
             }
-            (_, Source::Device(device)) => {
-                let flags = if wanted.read_only {
-                    MsFlags::MS_RDONLY
-                } else {
-                    MsFlags::empty()
-                };
-                let none = None::<&str>;
-                nix::mount::mount(Some(device.as_str()), place.as_str(), Some("ext4"), flags, none)
-                    .context(what)
-            }
-            (_, Source::Prepared) => {
+            Volume::Prepared => {
                 mount::bind(VOLUME, &place)?;
-                if wanted.read_only {
+                if flags.contains(MsFlags::MS_RDONLY) {
                     // By its path, because the descriptor names what is now covered.
                     let covered = self.view.find_directory(target).context(what)?;
                     mount::make_read_only(&path_of(covered.as_fd()), MsFlags::empty())?;
@@ -244,22 +229,12 @@ impl Root {
     }
 }
 
-/// Where a mount's content comes from.
-pub enum Source {
-    /// Nowhere: a tmpfs.
-    None,
-    /// This device file.
+/// Where a volume is.
+pub enum Volume {
+    /// On this device file.
     Device(String),
-    /// The volume that [`Root::prepare_volume`] mounted aside.
+    /// Mounted aside by [`Root::prepare_volume`].
     Prepared,
-}
-
-/// The disk a mount waits for.
-pub fn disk_of(mount: &Mount) -> Option<&DiskId> {
-    match &mount.source {
-        MountSource::Disk { disk, .. } => Some(disk),
-        MountSource::Tmpfs { .. } => None,
-    }
 }
 
 fn absolute(path: &str) -> Result<&str> {

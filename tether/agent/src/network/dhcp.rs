@@ -272,7 +272,9 @@ impl Exchange {
         // A lease of no time at all would make this spin.
         let total = u64::from(seconds.max(30)) * SECOND;
         let time = |given: Option<u32>, usual: u64, latest: u64| {
-            given.map_or(usual, |given| u64::from(given) * SECOND).min(latest)
+            given
+                .map_or(usual, |given| u64::from(given) * SECOND)
+                .min(latest)
         };
         let rebind = time(answer.rebinding, total / 8 * 7, total);
         let renew = time(answer.renewal, total / 2, rebind).max(SECOND);
@@ -283,7 +285,9 @@ impl Exchange {
         };
         self.lease = Some(Lease {
             address: answer.address,
-            prefix: answer.mask.map_or(24, |mask| u32::from(mask).count_ones() as u8),
+            prefix: answer
+                .mask
+                .map_or(24, |mask| u32::from(mask).count_ones() as u8),
             router: answer.router,
             servers: answer.servers.clone(),
             server,
@@ -358,7 +362,9 @@ impl Answer {
 }
 
 fn address(value: &[u8]) -> Option<Ipv4Addr> {
-    value.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
+    value
+        .first_chunk::<4>()
+        .map(|octets| Ipv4Addr::from(*octets))
 }
 
 fn number(value: &[u8]) -> Option<u32> {
@@ -387,8 +393,7 @@ impl Client {
     ) -> Result<Self> {
         let what = || format!("opening a DHCP socket on {interface}");
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket =
-            socket(AddressFamily::Inet, SockType::Datagram, flags, None).context(what)?;
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None).context(what)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true).context(what)?;
         setsockopt(&socket, sockopt::Broadcast, &true).context(what)?;
         let device = OsString::from(interface);
@@ -446,7 +451,12 @@ impl Client {
     pub fn expire(&mut self, now: u64) {
         if let Some(packet) = self.exchange.expire(now) {
             let to = SockaddrIn::from(SocketAddrV4::new(packet.to, SERVER_PORT));
-            let _ = sendto(self.socket.as_raw_fd(), &packet.bytes, &to, MsgFlags::empty());
+            let _ = sendto(
+                self.socket.as_raw_fd(),
+                &packet.bytes,
+                &to,
+                MsgFlags::empty(),
+            );
         }
     }
 }
@@ -567,7 +577,10 @@ mod tests {
         let now = exchange.next;
         exchange.expire(now).unwrap();
         exchange.receive(&answer(NAK, 0), now + 5);
-        assert_eq!((exchange.phase, exchange.lease.clone()), (Phase::Selecting, None));
+        assert_eq!(
+            (exchange.phase, exchange.lease.clone()),
+            (Phase::Selecting, None)
+        );
         assert!(exchange.next > now + 5);
     }
 

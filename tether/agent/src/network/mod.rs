@@ -117,7 +117,10 @@ impl State {
         }
         let hosts = names::hosts(&own, hostname, domainname, &self.wanted.hosts)?;
         write_file("hosts", &hosts)?;
-        write_file("resolv.conf", &names::resolv_conf(&self.wanted.dns, &servers)?)
+        write_file(
+            "resolv.conf",
+            &names::resolv_conf(&self.wanted.dns, &servers)?,
+        )
     }
 
     /// The name of a vNIC that still waits for its first lease.
@@ -251,7 +254,10 @@ fn index_of(name: &str) -> Option<u32> {
 /// /sys cannot be read.
 pub fn names() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(LINKS).context(|| format!("reading {LINKS}"))?.flatten() {
+    for entry in fs::read_dir(LINKS)
+        .context(|| format!("reading {LINKS}"))?
+        .flatten()
+    {
         if let Ok(name) = entry.file_name().into_string()
             && name != "lo"
             && fs::metadata(format!("{LINKS}/{name}/device")).is_ok()

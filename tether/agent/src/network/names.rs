@@ -115,7 +115,10 @@ mod tests {
     #[test]
     fn leased_servers_stand_in_where_none_is_named() {
         let mut dns = Dns::default();
-        assert_eq!(resolv_conf(&dns, &[OWN]).unwrap(), "nameserver 172.17.0.2\n");
+        assert_eq!(
+            resolv_conf(&dns, &[OWN]).unwrap(),
+            "nameserver 172.17.0.2\n"
+        );
         dns.servers.push(IpAddr::V4(Ipv4Addr::new(9, 9, 9, 9)));
         dns.search.push("example.org".to_owned());
         dns.options.push("ndots:2".to_owned());

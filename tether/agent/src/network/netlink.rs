@@ -185,7 +185,9 @@ impl Netlink {
     /// `Invalid` for a name that is too long; what the kernel says.
     pub fn rename(&self, index: u32, name: &str) -> Result<()> {
         let fits = (1..16).contains(&name.len())
-            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && byte != b'/');
         if !fits {
             return Err(invalid(format!("{name:?} is no name for a vNIC")));
         }
@@ -231,7 +233,10 @@ impl Netlink {
             .map_err(|errno| {
                 let destination = &route.destination;
                 system(
-                    format!("adding the route to {}/{}", destination.address, destination.prefix),
+                    format!(
+                        "adding the route to {}/{}",
+                        destination.address, destination.prefix
+                    ),
                     errno,
                 )
             })
@@ -390,7 +395,10 @@ mod tests {
         let mut seen = Vec::new();
         let mut dump = message(20, &[1; 8]);
         dump.extend(message(20, &[2; 8]));
-        assert_eq!(read_answer(&dump, &mut |body: &[u8]| seen.push(body[0])), None);
+        assert_eq!(
+            read_answer(&dump, &mut |body: &[u8]| seen.push(body[0])),
+            None
+        );
         assert_eq!(seen, [1, 2]);
         let mut ignore = |_: &[u8]| {};
         let done = message(libc::NLMSG_DONE, &[0; 4]);

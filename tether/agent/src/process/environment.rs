@@ -52,7 +52,11 @@ mod tests {
     fn only_what_is_absent_is_added() {
         let pipes = Stdio::Pipes { stdin: false };
         assert_eq!(
-            complete(&spec(&["PATH=/x", "HOME=", "PATHS=1"], pipes), "/root", "box"),
+            complete(
+                &spec(&["PATH=/x", "HOME=", "PATHS=1"], pipes),
+                "/root",
+                "box"
+            ),
             ["PATH=/x", "HOME=", "PATHS=1", "HOSTNAME=box"]
         );
         assert_eq!(

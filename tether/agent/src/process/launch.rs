@@ -7,16 +7,14 @@ use crate::cgroup::Groups;
 use crate::failure::{Context, Result, invalid, of_kind, system};
 use crate::poller::{Poller, Token};
 use crate::root::{ROOT, Root};
-use crate::sys::spawn::{
-    Descriptors, Failure, Place, Plan, Stage, StringArray, spawn,
-};
+use crate::sys::spawn::{Descriptors, Failure, Place, Plan, Stage, StringArray, spawn};
 use crate::tree::Tree;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::epoll::EpollFlags;
 use nix::unistd::{pipe2, read};
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use tether_wire::guest::Ticket;
 use tether_wire::message::{
     Error, ErrorKind, PidNamespace, ProcessId, ProcessSpec, ResourceLimit, Role, Stdio,
@@ -77,7 +75,8 @@ impl Processes {
         let search = environment::value_of(&environment, "PATH").unwrap_or(path::DEFAULT);
         let programs = path::candidates(program, search);
         let (streams, descriptors, theirs) = streams(spec, around.root.tree())?;
-        let (status, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context(|| "making a pipe")?;
+        let (status, told) =
+            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context(|| "making a pipe")?;
         let plan = Plan {
             place,
             programs: c_strings(&programs)?,
@@ -99,11 +98,9 @@ impl Processes {
             directory: directory.to_owned(),
             limits: spec.limits.len(),
         };
-        around.poller.watch(
-            &launch.status,
-            EpollFlags::EPOLLIN,
-            Token::Launch(process),
-        )?;
+        around
+            .poller
+            .watch(&launch.status, EpollFlags::EPOLLIN, Token::Launch(process))?;
         let group = around.groups.take()?;
         let (pid, pidfd) = match spawn(&plan, group.directory()) {
             Ok(child) => child,
@@ -221,8 +218,13 @@ impl Processes {
 
 /// The container as its main process sees it, with what was mounted inside since.
 fn view_of(main: i32) -> Result<Tree> {
-    Tree::open(&format!("/proc/{main}/root"))
-        .map_err(|error| of_kind(ErrorKind::Busy, "joining the main process", Errno::from_raw(i32::from(error.errno))))
+    Tree::open(&format!("/proc/{main}/root")).map_err(|error| {
+        of_kind(
+            ErrorKind::Busy,
+            "joining the main process",
+            Errno::from_raw(i32::from(error.errno)),
+        )
+    })
 }
 
 fn directory(spec: &ProcessSpec) -> Result<&str> {
@@ -235,7 +237,10 @@ fn directory(spec: &ProcessSpec) -> Result<&str> {
     }
 }
 
-fn streams(spec: &ProcessSpec, container: &Tree) -> Result<(Streams, Descriptors, Option<ChildPipes>)> {
+fn streams(
+    spec: &ProcessSpec,
+    container: &Tree,
+) -> Result<(Streams, Descriptors, Option<ChildPipes>)> {
     match spec.stdio {
         Stdio::Pipes { stdin } => {
             let (streams, theirs) = stdio::pipes(stdin)?;
@@ -258,7 +263,10 @@ fn limits(wanted: &[ResourceLimit]) -> Result<Vec<(u8, [u64; 2])>> {
         .iter()
         .map(|limit| {
             if limit.resource > 15 {
-                Err(invalid(format!("there is no resource limit {}", limit.resource)))
+                Err(invalid(format!(
+                    "there is no resource limit {}",
+                    limit.resource
+                )))
             } else {
                 // u64::MAX is RLIM64_INFINITY (linux/resource.h).
                 Ok((limit.resource, [limit.soft, limit.hard]))
@@ -307,7 +315,10 @@ fn explain(failure: Failure, launch: &Launch) -> Error {
             "mounting proc, cgroup2 or the console in the container".into(),
         ),
         Stage::Terminal => say(ErrorKind::System, "opening the terminal".into()),
-        Stage::Descriptors => say(ErrorKind::System, "placing standard input and output".into()),
+        Stage::Descriptors => say(
+            ErrorKind::System,
+            "placing standard input and output".into(),
+        ),
         Stage::User => say(ErrorKind::System, "becoming the user".into()),
         Stage::Init => say(ErrorKind::Limit, "starting the program under init".into()),
     }
@@ -323,8 +334,14 @@ fn explain_execute(program: &str, errno: Errno) -> Error {
     }
     let kind = match errno {
         Errno::ENOENT => ErrorKind::NotFound,
-        Errno::EACCES | Errno::ENOEXEC | Errno::ENOTDIR | Errno::EISDIR | Errno::EPERM
-        | Errno::ELOOP | Errno::ETXTBSY | Errno::ELIBBAD => ErrorKind::NotExecutable,
+        Errno::EACCES
+        | Errno::ENOEXEC
+        | Errno::ENOTDIR
+        | Errno::EISDIR
+        | Errno::EPERM
+        | Errno::ELOOP
+        | Errno::ETXTBSY
+        | Errno::ELIBBAD => ErrorKind::NotExecutable,
         Errno::E2BIG => ErrorKind::Limit,
         _ => ErrorKind::System,
     };

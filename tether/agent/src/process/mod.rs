@@ -14,11 +14,12 @@ mod path;
 mod stdio;
 mod user;
 
-pub use stdio::Streams;
+pub use launch::Surroundings;
+use stdio::Streams;
 
 use crate::cgroup::Group;
-use crate::poller::{Event, Token};
 use crate::failure::Result;
+use crate::poller::{Event, Token};
 use crate::sys;
 use launch::Launch;
 use nix::errno::Errno;
@@ -26,9 +27,7 @@ use nix::sys::epoll::EpollFlags;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use tether_wire::guest::{GuestSession, Ready, Ticket};
-use tether_wire::message::{
-    Error, ErrorKind, Output, ProcessId, SignalTarget, TerminalSize,
-};
+use tether_wire::message::{Error, ErrorKind, Output, ProcessId, SignalTarget, TerminalSize};
 
 /// One of them.
 pub struct Process {
@@ -106,15 +105,15 @@ impl Processes {
         }
     }
 
-    /// The main process's pid, while it runs.
-    pub fn main_pid(&self) -> Option<i32> {
-        self.main.as_ref().map(|main| main.pid)
+    /// The main process, while it runs.
+    pub fn main_id(&self) -> Option<ProcessId> {
+        self.main.as_ref().map(|main| main.process)
     }
 
     /// Those that run, with their groups.
-    pub fn groups(&self) -> impl Iterator<Item = (ProcessId, &Group)> {
-        self.by_id.iter().filter_map(|(process, state)| {
-            let group = match &state.phase {
+    pub fn groups_mut(&mut self) -> impl Iterator<Item = (ProcessId, &mut Group)> {
+        self.by_id.iter_mut().filter_map(|(process, state)| {
+            let group = match &mut state.phase {
                 Phase::Launching { group, .. } | Phase::Running { group, .. } => group,
                 Phase::Ended => return None,
             };
@@ -141,7 +140,10 @@ impl Processes {
             },
         };
         sent.map_err(|errno| {
-            crate::failure::system(format!("sending signal {signal} to process {}", process.0), errno)
+            crate::failure::system(
+                format!("sending signal {signal} to process {}", process.0),
+                errno,
+            )
         })
     }
 

@@ -78,7 +78,10 @@ pub fn pipes(stdin: bool) -> Result<(Streams, ChildPipes)> {
         stdout: Some(never_wait(stdout)?),
         stderr: Some(never_wait(stderr)?),
     };
-    Ok((streams, ChildPipes([child_stdin, child_stdout, child_stderr])))
+    Ok((
+        streams,
+        ChildPipes([child_stdin, child_stdout, child_stderr]),
+    ))
 }
 
 /// Makes a terminal in the container's own devpts; with it its number there.

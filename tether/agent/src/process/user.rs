@@ -94,14 +94,19 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Credentials> {
         wanted_user
     };
     let number = number(wanted_user)?;
-    let entry = passwd_entries(passwd)
-        .find(|entry| entry.name == wanted_user || number == Some(entry.uid));
+    let entry =
+        passwd_entries(passwd).find(|entry| entry.name == wanted_user || number == Some(entry.uid));
     let mut found = match (&entry, number) {
         (Some(entry), _) => Credentials {
             uid: entry.uid,
             gid: entry.gid,
             groups: Vec::new(),
-            home: if entry.home.is_empty() { "/" } else { entry.home }.to_owned(),
+            home: if entry.home.is_empty() {
+                "/"
+            } else {
+                entry.home
+            }
+            .to_owned(),
         },
         (None, Some(uid)) => Credentials {
             uid,
@@ -139,8 +144,9 @@ fn group_number(wanted: &str, group: &str) -> Result<u32> {
     let number = number(wanted)?;
     match group_entries(group).find(|entry| entry.name == wanted) {
         Some(entry) => Ok(entry.gid),
-        None => number
-            .ok_or_else(|| invalid(format!("the image's /etc/group has no group {wanted:?}"))),
+        None => {
+            number.ok_or_else(|| invalid(format!("the image's /etc/group has no group {wanted:?}")))
+        }
     }
 }
 

@@ -60,8 +60,10 @@ pub fn set_window_size(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> Res
         ws_ypixel: 0,
     };
     // SAFETY: the request takes a pointer to a winsize, which lives through the call.
-    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) })
-        .map(drop)
+    Errno::result(unsafe {
+        libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size)
+    })
+    .map(drop)
 }
 
 /// Unlocks a pseudo-terminal's other end and says its number in /dev/pts (`TIOCSPTLCK`, `TIOCGPTN`).
@@ -73,8 +75,16 @@ pub fn unlock_terminal(master: BorrowedFd<'_>) -> Result<u32, Errno> {
     let mut number: libc::c_uint = 0;
     // SAFETY: both requests take a pointer to an int, which live through the calls.
     unsafe {
-        Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &raw const locked))?;
-        Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN as _, &raw mut number))?;
+        Errno::result(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCSPTLCK as _,
+            &raw const locked,
+        ))?;
+        Errno::result(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTN as _,
+            &raw mut number,
+        ))?;
     }
     Ok(number)
 }
@@ -99,7 +109,11 @@ pub fn seed_generator(random: BorrowedFd<'_>, seed: &[u8; 32]) -> Result<(), Err
     };
     // SAFETY: `info` is laid out as struct rand_pool_info with a 32-byte buffer.
     unsafe {
-        Errno::result(libc::ioctl(random.as_raw_fd(), RND_ADD_ENTROPY as _, &raw const info))?;
+        Errno::result(libc::ioctl(
+            random.as_raw_fd(),
+            RND_ADD_ENTROPY as _,
+            &raw const info,
+        ))?;
         Errno::result(libc::ioctl(random.as_raw_fd(), RND_RESEED_CRNG as _))?;
     }
     Ok(())
@@ -123,16 +137,6 @@ pub fn set_domain_name(name: &str) -> Result<(), Errno> {
     Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
-/// `dup2(2)` onto one of the first three descriptors.
-///
-/// # Errors
-/// `EBADF`.
-pub fn duplicate_onto_standard(fd: BorrowedFd<'_>, standard: u8) -> Result<(), Errno> {
-    assert!(standard < 3, "only the standard descriptors are replaced");
-    // SAFETY: descriptors 0 to 2 are owned by no OwnedFd here.
-    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), i32::from(standard)) }).map(drop)
-}
-
 /// Forks a process of tether's own that runs `work` and exits with its result. Fine in a program
 /// of one thread, whose every lock is free.
 ///
@@ -147,6 +151,15 @@ pub fn fork_worker(work: impl FnOnce() -> u8) -> Result<i32, Errno> {
         unsafe { libc::_exit(i32::from(code)) }
     }
     Ok(pid)
+}
+
+/// Owns what `accept4(2)` has just returned, which `nix` gives as a number.
+pub fn adopt(accepted: libc::c_int) -> OwnedFd {
+    assert!(
+        accepted > 2,
+        "a new descriptor is none of the standard ones"
+    );
+    owned(accepted)
 }
 
 /// Takes ownership of a descriptor a system call has just returned.

@@ -334,19 +334,31 @@ unsafe fn enter_root(plan: &Plan, root: &CString) {
         let slash = c"/".as_ptr();
         // What tether mounts later below the root arrives here; nothing goes back.
         let flags = libc::MS_REC | libc::MS_SLAVE;
-        check(libc::mount(none, slash, none, flags, none.cast()), Stage::Root);
+        check(
+            libc::mount(none, slash, none, flags, none.cast()),
+            Stage::Root,
+        );
         check(libc::chdir(root.as_ptr()), Stage::Root);
         let here = c".".as_ptr();
-        check(libc::mount(here, slash, none, libc::MS_MOVE, none.cast()), Stage::Root);
+        check(
+            libc::mount(here, slash, none, libc::MS_MOVE, none.cast()),
+            Stage::Root,
+        );
         check(libc::chroot(here), Stage::Root);
         check(libc::chdir(slash), Stage::Root);
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         let proc = c"proc".as_ptr();
-        check(libc::mount(proc, c"/proc".as_ptr(), proc, flags, none.cast()), Stage::Mount);
+        check(
+            libc::mount(proc, c"/proc".as_ptr(), proc, flags, none.cast()),
+            Stage::Mount,
+        );
         let kind = c"cgroup2".as_ptr();
         let target = c"/sys/fs/cgroup".as_ptr();
         let flags = flags | libc::MS_RDONLY;
-        check(libc::mount(c"cgroup".as_ptr(), target, kind, flags, none.cast()), Stage::Mount);
+        check(
+            libc::mount(c"cgroup".as_ptr(), target, kind, flags, none.cast()),
+            Stage::Mount,
+        );
     }
 }
 
@@ -415,8 +427,14 @@ unsafe fn become_program(plan: &Plan) -> ! {
         let groups = libc::syscall(libc::SYS_setgroups, plan.groups.len(), plan.groups.as_ptr());
         check(groups, Stage::User);
         let (gid, uid) = (plan.gid, plan.uid);
-        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid), Stage::User);
-        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid), Stage::User);
+        check(
+            libc::syscall(libc::SYS_setresgid, gid, gid, gid),
+            Stage::User,
+        );
+        check(
+            libc::syscall(libc::SYS_setresuid, uid, uid, uid),
+            Stage::User,
+        );
         if arrived < 0 {
             // A directory root may not enter, on NFS, may be the user's own.
             arrived = libc::chdir(plan.directory.as_ptr());
