@@ -137,7 +137,7 @@ fn every_kind_of_node_comes_back_with_its_attributes() {
             tree,
             "fast",
             attributes(0o777, 7, 7, 2, 2),
-            Kind::Symlink(target[..59].as_bytes().into()),
+            Kind::Symlink(target.as_bytes()[..59].into()),
         );
         put(
             tree,
@@ -204,7 +204,7 @@ fn every_kind_of_node_comes_back_with_its_attributes() {
         (2, all["again"].inode)
     );
     assert_eq!(all[""].links, 4);
-    assert_eq!(all["fast"].data, target[..59].as_bytes());
+    assert_eq!(all["fast"].data, target.as_bytes()[..59]);
     assert_eq!(all["slow"].data, target.as_bytes());
     assert_eq!(all["longest"].data, long.as_bytes());
     assert_eq!(all["null"].device, (1, 3));
@@ -219,7 +219,9 @@ fn every_kind_of_node_comes_back_with_its_attributes() {
     }
 }
 
-fn xattrs_round_trip(sets: &[&[(&str, Vec<u8>)]]) -> (Made, Vec<BTreeMap<Vec<u8>, Vec<u8>>>) {
+type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn xattrs_round_trip(sets: &[&[(&str, Vec<u8>)]]) -> (Made, Vec<Xattrs>) {
     let made = make(SMALL, |tree, _| {
         for (index, set) in sets.iter().enumerate() {
             let mut attributes = Attributes::plain(0o644);
@@ -265,7 +267,7 @@ fn extended_attributes_are_kept_in_the_inode_and_in_blocks() {
     ];
     let (made, found) = xattrs_round_trip(&sets);
     for (set, found) in sets.iter().zip(&found) {
-        let expected: BTreeMap<Vec<u8>, Vec<u8>> = set
+        let expected: Xattrs = set
             .iter()
             .filter(|(name, _)| !name.starts_with("com."))
             .map(|(name, value)| (name.as_bytes().to_vec(), value.clone()))

@@ -457,7 +457,10 @@ fn damaged_streams_are_refused_each_with_its_reason() {
             sealed(&|block| block[124..136].fill(0xff)),
             "its size is not a number",
         ),
-        (sealed(&|block| block[108..116].fill(b'7')), "its owner"),
+        (
+            sealed(&|block| block[108..116].copy_from_slice(&[0x80, 0, 0, 1, 0, 0, 0, 0])),
+            "its owner",
+        ),
         (sealed(&|block| block[0] = 0), "it has no path"),
         (tar().raw(&huge.encode()).end(), "its size is not a number"),
         (tar().raw(&long.encode()).end(), "longer than 1 MiB"),
