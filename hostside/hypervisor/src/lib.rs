@@ -33,6 +33,8 @@
 mod channel;
 mod error;
 mod event;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod fork;
 mod machine;
 mod spec;
