@@ -33,7 +33,6 @@
 mod channel;
 mod error;
 mod event;
-#[cfg(feature = "fake")]
 pub mod fake;
 mod fork;
 mod machine;
