@@ -1,5 +1,6 @@
 //! What a container is, in writing.
 
+use hypervisor::{DiskAccess, MachineSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -58,35 +59,27 @@ pub struct GuestRecord {
     pub deadline_ms: u32,
 }
 
-/// What the VM is made of.
+/// The VM and its disks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MachineRecord {
-    /// The hypervisor's name for it, a UUID.
-    pub id: String,
+    /// As the driver is asked for it.
+    pub spec: MachineSpec,
     /// `--accel`, as the driver has to be opened again with it.
     pub accel: String,
-    /// `virtio`, `vsock` or `serial`.
-    pub channel: String,
-    pub cpus: u32,
-    /// Bytes.
-    pub memory: u64,
-    /// Volumes the guest may write to: a reason to let it unmount them.
-    pub writable_volumes: bool,
-    pub published: Vec<PublishedRecord>,
-    /// Seconds it has to come up.
+    /// Seconds the guest has to come up; 0 waits for ever.
     pub boot_timeout: u32,
-    /// The boot image's directory.
-    pub boot_image: PathBuf,
+    /// The kernel's log goes to stderr.
     pub show_console: bool,
+    /// Volumes to make before the first start.
+    pub new_volumes: Vec<NewVolume>,
 }
 
-/// One published port.
+/// A volume that did not exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PublishedRecord {
-    /// `tcp` or `udp`.
-    pub protocol: String,
-    pub host: std::net::SocketAddr,
-    pub container: u16,
+pub struct NewVolume {
+    pub file: PathBuf,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// How the process ended, after all its output was written.
@@ -138,6 +131,14 @@ impl Record {
         matches!(self.process.stdio, Stdio::Terminal { .. })
     }
 
+    /// Whether a volume would lose something if the power were cut.
+    pub fn writes_volumes(&self) -> bool {
+        let disks = &self.machine.spec.disks;
+        disks
+            .iter()
+            .any(|disk| disk.access == DiskAccess::ReadWrite && disk.serial.as_str() != ROOT_SERIAL)
+    }
+
     /// A record for tests, with an id that depends on the name.
     #[cfg(test)]
     pub fn for_tests(name: &str) -> Self {
@@ -180,16 +181,26 @@ impl Record {
                 action: Action::PowerOff,
             },
             machine: MachineRecord {
-                id: "00112233-4455-6677-8899-aabbccddeeff".to_owned(),
+                spec: MachineSpec {
+                    id: hypervisor::MachineId::from_bytes([7; 16]),
+                    name: name.to_owned(),
+                    cpus: hypervisor::Cpus::ONE,
+                    memory: hypervisor::Memory::MIN,
+                    boot: hypervisor::Boot::Kernel {
+                        kernel: "bzImage".into(),
+                        initramfs: "initramfs.cpio".into(),
+                        append: String::new(),
+                    },
+                    hardware: hypervisor::Hardware::Virtio,
+                    channel: hypervisor::ChannelKind::Virtio,
+                    disks: Vec::new(),
+                    nics: Vec::new(),
+                    debugger: None,
+                },
                 accel: "auto".to_owned(),
-                channel: "virtio".to_owned(),
-                cpus: 1,
-                memory: 256 << 20,
-                writable_volumes: false,
-                published: Vec::new(),
                 boot_timeout: 60,
-                boot_image: PathBuf::new(),
                 show_console: false,
+                new_volumes: Vec::new(),
             },
         }
     }
