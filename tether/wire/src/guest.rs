@@ -2,10 +2,23 @@
 //!
 //! Tether's agent and the in-process fake implement [`Machine`] and share everything else.
 
-use crate::message::{
-    Error, Exit, MachineEvent, Mount, Network, Output, ProcessId, ProcessPage, ProcessSpec, Reply,
-    RequestId, Setup, ShutdownSpec, SignalTarget, Statistics, TerminalSize,
+use crate::carrier::Carrier;
+use crate::codec::{decode, decode_marked, encode};
+use crate::frame::{Direction, Found, Nonce};
+use crate::guest_streams::Process;
+use crate::handshake::{
+    GuestHello, HELLO, HostHello, HostProof, PROOF, Prover, Refusal, Transcript, VERSION_MAX,
+    VERSION_MIN,
 };
+use crate::message::{
+    Error, ErrorKind, Exit, MachineEvent, Mount, Network, Output, ProcessId, ProcessPage,
+    ProcessSpec, Reply, Request, RequestId, RunState, Setup, ShutdownSpec, SignalTarget,
+    Statistics, TerminalSize, ToGuest, ToHost,
+};
+use crate::{CarrierKind, ChannelKey, MAX_IN_FLIGHT, MAX_PROCESSES, Time, Violation};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::vec::Vec;
 
 /// Names a request whose answer comes later; handed back to [`GuestSession::complete`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,4 +83,783 @@ pub enum Ready {
     Input(ProcessId),
     /// [`GuestSession::output_room`] was empty and is no longer.
     Room(ProcessId, Output),
+}
+
+/// Most events kept for a host that is not there; the oldest warning gives way.
+const MAX_EVENTS: usize = 64;
+
+/// How far the connection has come.
+#[derive(Debug)]
+enum Connection {
+    /// No preamble yet.
+    Waiting,
+    /// A preamble came: the host's hello is next.
+    Greeted { nonce: Nonce },
+    /// We said who we are: the host's proof is next.
+    Proving { transcript: Transcript },
+    /// We said that we cannot talk.
+    Refused { nonce: Nonce },
+    /// Both ends are who they should be.
+    Open { transcript: Transcript },
+}
+
+impl Connection {
+    fn nonce(&self) -> Option<Nonce> {
+        match self {
+            Self::Waiting => None,
+            Self::Greeted { nonce } | Self::Refused { nonce } => Some(*nonce),
+            Self::Proving { transcript } | Self::Open { transcript } => Some(transcript.host_nonce),
+        }
+    }
+}
+
+/// A request that was taken and that the host has not said it knows the end of.
+#[derive(Debug)]
+enum Answer {
+    Pending,
+    Ready {
+        result: Result<Reply, Error>,
+        due: bool,
+    },
+}
+
+#[derive(Debug)]
+enum SetupState {
+    Bare,
+    Underway { ticket: Ticket },
+    Finished(Result<(), Error>),
+}
+
+/// What goes out before anything else.
+#[derive(Debug)]
+enum Greeting {
+    Hello(GuestHello),
+    Resume,
+}
+
+/// The guest's end of the protocol: bytes and a clock in, bytes and calls on a [`Machine`] out.
+///
+/// ```text
+///   Waiting -> Greeted -> Proving -> Open        a preamble always leads back to Greeted
+///                 '-> Refused
+/// ```
+///
+/// The session outlives connections: streams, records of processes and answers are the same
+/// after a reconnect, and a host that comes back learns everything from [`ToHost::Resume`].
+#[derive(Debug)]
+pub struct GuestSession {
+    carrier: Carrier,
+    key: ChannelKey,
+    boot_id: [u8; 16],
+    connection: Connection,
+    greetings: VecDeque<Greeting>,
+    echo_preamble: bool,
+    /// The host session whose requests `answers` holds.
+    host: Option<[u8; 16]>,
+    epoch: u32,
+    settled: u32,
+    answers: BTreeMap<RequestId, Answer>,
+    setup: SetupState,
+    /// Requests that wait for the setup to finish.
+    deferred: VecDeque<(Ticket, Request)>,
+    /// Starts that have no answer yet.
+    starting: Vec<(Ticket, ProcessId)>,
+    processes: BTreeMap<ProcessId, Process>,
+    /// Bytes of stream buffers held.
+    used: usize,
+    /// Who sends next.
+    turn: ProcessId,
+    ready: VecDeque<Ready>,
+    events: VecDeque<MachineEvent>,
+    pong: Option<u32>,
+}
+
+impl GuestSession {
+    /// A session that no host has found yet. `boot_id` is random and changes at boot and at fork.
+    pub fn new(carrier: CarrierKind, key: ChannelKey, boot_id: [u8; 16]) -> Self {
+        Self {
+            carrier: Carrier::guest(carrier),
+            key,
+            boot_id,
+            connection: Connection::Waiting,
+            greetings: VecDeque::new(),
+            echo_preamble: false,
+            host: None,
+            epoch: 0,
+            settled: 0,
+            answers: BTreeMap::new(),
+            setup: SetupState::Bare,
+            deferred: VecDeque::new(),
+            starting: Vec::new(),
+            processes: BTreeMap::new(),
+            used: 0,
+            turn: ProcessId::MAIN,
+            ready: VecDeque::new(),
+            events: VecDeque::new(),
+            pong: None,
+        }
+    }
+
+    /// A carrier came: a connection was accepted, a port opened by the host, a serial line opened.
+    pub fn connected(&mut self) {
+        self.carrier.reset_guest();
+        self.let_go();
+    }
+
+    /// The carrier went.
+    pub fn disconnected(&mut self) {
+        self.connected();
+    }
+
+    /// Whether a host is there that has proved to hold the key.
+    pub fn is_open(&self) -> bool {
+        matches!(self.connection, Connection::Open { .. })
+    }
+
+    fn let_go(&mut self) {
+        self.connection = Connection::Waiting;
+        self.greetings.clear();
+        self.echo_preamble = false;
+        self.pong = None;
+        self.processes.values_mut().for_each(Process::reconnect);
+        for answer in self.answers.values_mut() {
+            if let Answer::Ready { due, .. } = answer {
+                *due = false;
+            }
+        }
+    }
+
+    /// Takes bytes from the carrier and does what they ask.
+    ///
+    /// # Errors
+    /// The peer broke the protocol. The session hunts for a new connection; an adapter whose
+    /// carrier can be closed closes it.
+    pub fn receive<M: Machine>(
+        &mut self,
+        bytes: &[u8],
+        now: Time,
+        machine: &mut M,
+    ) -> Result<(), Violation> {
+        let mut carrier =
+            core::mem::replace(&mut self.carrier, Carrier::guest(CarrierKind::Stream));
+        let result = carrier.receive(bytes, now, |found| match found {
+            Found::Preamble(nonce) => {
+                self.preamble(nonce);
+                Ok(())
+            }
+            Found::Frame(body) => self.frame(body, machine),
+        });
+        self.carrier = carrier;
+        if result.is_err() {
+            self.carrier.hunt();
+            self.let_go();
+        }
+        result
+    }
+
+    fn preamble(&mut self, nonce: Nonce) {
+        // A host that got no answer in time says the same again: it gets the same answer.
+        if self.connection.nonce() != Some(nonce) {
+            self.let_go();
+            self.connection = Connection::Greeted { nonce };
+        }
+    }
+
+    fn frame<M: Machine>(&mut self, body: &[u8], machine: &mut M) -> Result<(), Violation> {
+        match &self.connection {
+            Connection::Waiting | Connection::Refused { .. } => Ok(()),
+            Connection::Greeted { nonce } => {
+                let nonce = *nonce;
+                let hello: HostHello = decode_marked(HELLO, body)?;
+                self.hello(nonce, hello, machine.entropy());
+                Ok(())
+            }
+            Connection::Proving { transcript } => {
+                let transcript = *transcript;
+                if body.first() == Some(&HELLO) {
+                    self.welcome(&transcript);
+                    return Ok(());
+                }
+                let HostProof { proof } = decode_marked(PROOF, body)?;
+                if transcript.verify(&self.key, Prover::Host, &proof) {
+                    self.open(transcript);
+                } else {
+                    self.connection = Connection::Refused {
+                        nonce: transcript.host_nonce,
+                    };
+                    self.greetings
+                        .push_back(Greeting::Hello(GuestHello::Refused(Refusal::Key)));
+                }
+                Ok(())
+            }
+            // The hello again, from before our answer reached the host.
+            Connection::Open { .. } if body.first() == Some(&HELLO) => Ok(()),
+            Connection::Open { .. } => self.message(decode(body)?, machine),
+        }
+    }
+
+    fn hello(&mut self, host_nonce: Nonce, hello: HostHello, guest_nonce: [u8; 16]) {
+        self.echo_preamble = true;
+        if hello.min > VERSION_MAX || hello.max < VERSION_MIN || hello.min > hello.max {
+            self.connection = Connection::Refused { nonce: host_nonce };
+            let refusal = Refusal::Version {
+                min: VERSION_MIN,
+                max: VERSION_MAX,
+            };
+            self.greetings
+                .push_back(Greeting::Hello(GuestHello::Refused(refusal)));
+            return;
+        }
+        let version = hello.max.min(VERSION_MAX);
+        let transcript = Transcript {
+            host_nonce,
+            session: hello.session,
+            guest_nonce,
+            boot_id: self.boot_id,
+            version,
+        };
+        self.connection = Connection::Proving { transcript };
+        self.welcome(&transcript);
+    }
+
+    fn welcome(&mut self, transcript: &Transcript) {
+        self.echo_preamble = true;
+        self.greetings.clear();
+        self.greetings
+            .push_back(Greeting::Hello(GuestHello::Welcome {
+                version: transcript.version,
+                boot_id: transcript.boot_id,
+                nonce: transcript.guest_nonce,
+                proof: transcript.prove(&self.key, Prover::Guest),
+            }));
+    }
+
+    fn open(&mut self, transcript: Transcript) {
+        if self.host != Some(transcript.session) {
+            // Another controller: nobody will ask for the old one's answers.
+            self.host = Some(transcript.session);
+            self.epoch = self.epoch.wrapping_add(1);
+            self.settled = 0;
+            self.answers.clear();
+        }
+        self.connection = Connection::Open { transcript };
+        self.greetings.push_back(Greeting::Resume);
+    }
+
+    fn message<M: Machine>(
+        &mut self,
+        message: ToGuest<'_>,
+        machine: &mut M,
+    ) -> Result<(), Violation> {
+        match message {
+            ToGuest::Request {
+                id,
+                settled,
+                request,
+            } => {
+                self.settle(settled)?;
+                if id.0 < self.settled {
+                    return Ok(());
+                }
+                if id.0 - self.settled >= MAX_IN_FLIGHT {
+                    return Err(Violation::Overrun("requests"));
+                }
+                match self.answers.get_mut(&id) {
+                    Some(Answer::Pending) => {}
+                    Some(Answer::Ready { due, .. }) => *due = true,
+                    None => {
+                        self.answers.insert(id, Answer::Pending);
+                        let ticket = Ticket {
+                            epoch: self.epoch,
+                            request: id,
+                        };
+                        self.request(ticket, request, machine);
+                    }
+                }
+                Ok(())
+            }
+            ToGuest::Settled { below } => self.settle(below),
+            // A process that is not known failed to start or was forgotten while this was on its way.
+            ToGuest::Input {
+                process,
+                offset,
+                data,
+            } => {
+                if self
+                    .with(process, |p, _| p.input.receive(offset, data))
+                    .transpose()?
+                    == Some(true)
+                {
+                    self.ready.push_back(Ready::Input(process));
+                }
+                Ok(())
+            }
+            ToGuest::InputEnd { process, offset } => {
+                if self.with(process, |p, _| p.input.end(offset)).transpose()? == Some(true) {
+                    self.ready.push_back(Ready::Input(process));
+                }
+                Ok(())
+            }
+            ToGuest::Ack {
+                process,
+                output,
+                stored,
+                limit,
+            } => {
+                if self
+                    .with(process, |p, _| p.output(output).acknowledge(stored, limit))
+                    .transpose()?
+                    == Some(true)
+                {
+                    self.ready.push_back(Ready::Room(process, output));
+                }
+                Ok(())
+            }
+            ToGuest::Ping { token } => {
+                self.pong = Some(token);
+                Ok(())
+            }
+        }
+    }
+
+    fn settle(&mut self, below: RequestId) -> Result<(), Violation> {
+        if below.0 > self.settled {
+            self.settled = below.0;
+            let kept = self.answers.split_off(&below);
+            let gone = core::mem::replace(&mut self.answers, kept);
+            if gone
+                .values()
+                .any(|answer| matches!(answer, Answer::Pending))
+            {
+                return Err(Violation::Unexpected(
+                    "a settled request that was never answered",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn request<M: Machine>(&mut self, ticket: Ticket, request: Request, machine: &mut M) {
+        let done = |result: Result<(), Error>| Outcome::Done(result.map(|()| Reply::Done));
+        let outcome = match request {
+            Request::Setup(setup) => match self.setup {
+                SetupState::Bare => {
+                    self.setup = SetupState::Underway { ticket };
+                    machine.setup(ticket, setup)
+                }
+                _ => error(ErrorKind::Exists, "this machine was set up before".into()),
+            },
+            Request::Start { process, spec } => {
+                if self.processes.contains_key(&process) {
+                    error(ErrorKind::Exists, format!("process {} exists", process.0))
+                } else if self.processes.len() >= MAX_PROCESSES {
+                    error(
+                        ErrorKind::Limit,
+                        format!("{MAX_PROCESSES} processes are known: forget some that ended"),
+                    )
+                } else {
+                    self.processes.insert(process, Process::new(spec.stdio));
+                    self.starting.push((ticket, process));
+                    self.when_set_up(ticket, Request::Start { process, spec }, machine)
+                }
+            }
+            Request::Signal {
+                process,
+                signal,
+                target,
+            } => done(self.running(process).and_then(|()| {
+                if (1..=64).contains(&signal) {
+                    machine.signal(process, signal, target)
+                } else {
+                    Err(Error::new(
+                        ErrorKind::Invalid,
+                        format!("{signal} is no signal: 1 to 64 are"),
+                    ))
+                }
+            })),
+            Request::Resize { process, size } => done(
+                self.running(process)
+                    .and_then(|()| machine.resize(process, size)),
+            ),
+            Request::Forget { process } => done(self.forget(process, machine)),
+            Request::Processes { after } => {
+                Outcome::Done(machine.processes(after).map(Reply::Processes))
+            }
+            Request::Statistics => Outcome::Done(machine.statistics().map(Reply::Statistics)),
+            Request::SetClock { unix_nanos } => done(machine.set_clock(unix_nanos)),
+            Request::Shutdown(spec) => machine.shutdown(ticket, spec),
+            request @ (Request::Mount(_) | Request::Network(_)) => {
+                self.when_set_up(ticket, request, machine)
+            }
+        };
+        if let Outcome::Done(result) = outcome {
+            self.complete(ticket, result, machine);
+        }
+    }
+
+    fn when_set_up<M: Machine>(
+        &mut self,
+        ticket: Ticket,
+        request: Request,
+        machine: &mut M,
+    ) -> Outcome {
+        match &self.setup {
+            SetupState::Bare => error(
+                ErrorKind::Busy,
+                "the machine is not set up yet: send Setup first".into(),
+            ),
+            SetupState::Finished(Err(cause)) => Outcome::Done(Err(cause.clone())),
+            SetupState::Underway { .. } => {
+                self.deferred.push_back((ticket, request));
+                Outcome::Later
+            }
+            SetupState::Finished(Ok(())) => match request {
+                Request::Start { process, spec } => machine.start(ticket, process, spec),
+                Request::Mount(mount) => machine.mount(ticket, mount),
+                Request::Network(network) => machine.network(ticket, network),
+                _ => error(
+                    ErrorKind::Invalid,
+                    "this request does not wait for the setup".into(),
+                ),
+            },
+        }
+    }
+
+    fn running(&self, process: ProcessId) -> Result<(), Error> {
+        match self.processes.get(&process).map(|p| p.run) {
+            Some(RunState::Running { .. }) => Ok(()),
+            Some(RunState::Starting) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("process {} has not started yet", process.0),
+            )),
+            Some(RunState::Exited(_)) => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("process {} has ended", process.0),
+            )),
+            None => Err(no_process(process)),
+        }
+    }
+
+    fn forget<M: Machine>(&mut self, process: ProcessId, machine: &mut M) -> Result<(), Error> {
+        match self.processes.get(&process).map(|p| p.run) {
+            Some(RunState::Exited(_)) => {
+                machine.forget(process);
+                self.drop_process(process);
+                Ok(())
+            }
+            Some(_) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("process {} still runs", process.0),
+            )),
+            None => Err(no_process(process)),
+        }
+    }
+
+    fn drop_process(&mut self, process: ProcessId) {
+        if let Some(p) = self.processes.remove(&process) {
+            self.used -= p.held();
+        }
+    }
+
+    /// Works on a process and keeps count of what its buffers hold.
+    fn with<R>(
+        &mut self,
+        process: ProcessId,
+        work: impl FnOnce(&mut Process, usize) -> R,
+    ) -> Option<R> {
+        let p = self.processes.get_mut(&process)?;
+        let before = p.held();
+        let result = work(p, self.used);
+        self.used = self.used + p.held() - before;
+        Some(result)
+    }
+
+    /// Answers a request whose outcome was [`Outcome::Later`]. Finishing the setup lets the
+    /// requests that waited for it begin.
+    pub fn complete<M: Machine>(
+        &mut self,
+        ticket: Ticket,
+        result: Result<Reply, Error>,
+        machine: &mut M,
+    ) {
+        if let Some(at) = self
+            .starting
+            .iter()
+            .position(|(starting, _)| *starting == ticket)
+        {
+            let (_, process) = self.starting.swap_remove(at);
+            match &result {
+                Ok(Reply::Started(started)) => {
+                    if let Some(p) = self.processes.get_mut(&process)
+                        && p.run == RunState::Starting
+                    {
+                        p.run = RunState::Running { pid: started.pid };
+                    }
+                }
+                _ => self.drop_process(process),
+            }
+        }
+        let setup =
+            matches!(self.setup, SetupState::Underway { ticket: underway } if underway == ticket);
+        if setup {
+            self.setup = SetupState::Finished(result.clone().map(|_| ()));
+        }
+        if ticket.epoch == self.epoch
+            && let Some(answer) = self.answers.get_mut(&ticket.request)
+        {
+            *answer = Answer::Ready { result, due: true };
+        }
+        if setup {
+            while let Some((ticket, request)) = self.deferred.pop_front() {
+                if let Outcome::Done(result) = self.when_set_up(ticket, request, machine) {
+                    self.complete(ticket, result, machine);
+                }
+            }
+        }
+    }
+
+    /// Contiguous room for what a process writes: read straight into it, then say
+    /// [`GuestSession::output_filled`]. Empty when the stream's buffer is full: stop reading until
+    /// [`Ready::Room`].
+    pub fn output_room(&mut self, process: ProcessId, output: Output) -> &mut [u8] {
+        let Some(p) = self.processes.get_mut(&process) else {
+            return &mut [];
+        };
+        let before = p.held();
+        // Twice, because the count has to be brought up to date before the room is lent out.
+        let _ = p.output(output).room(self.used);
+        self.used = self.used + p.held() - before;
+        p.output(output).room(self.used)
+    }
+
+    /// Says that `n` bytes of the last [`GuestSession::output_room`] were filled.
+    pub fn output_filled(&mut self, process: ProcessId, output: Output, n: usize) {
+        if let Some(p) = self.processes.get_mut(&process) {
+            p.output(output).filled(n);
+        }
+    }
+
+    /// No writer is left.
+    pub fn output_ended(&mut self, process: ProcessId, output: Output) {
+        if let Some(p) = self.processes.get_mut(&process) {
+            p.output(output).end();
+        }
+    }
+
+    /// What waits on a process's standard input.
+    pub fn input(&self, process: ProcessId) -> Input<'_> {
+        self.processes
+            .get(&process)
+            .map_or(Input::Empty, |p| p.input.peek())
+    }
+
+    /// The process took `n` bytes of it.
+    pub fn input_taken(&mut self, process: ProcessId, n: usize) {
+        self.with(process, |p, used| p.input.take(n, used));
+    }
+
+    /// The process no longer reads: what comes is thrown away.
+    pub fn input_abandoned(&mut self, process: ProcessId) {
+        self.with(process, |p, used| p.input.abandon(used));
+    }
+
+    /// A process ended and was reaped.
+    pub fn exited(&mut self, process: ProcessId, exit: Exit) {
+        let open = self.is_open();
+        if let Some(p) = self.processes.get_mut(&process) {
+            p.run = RunState::Exited(exit);
+            p.exit_due = open;
+        }
+        self.input_abandoned(process);
+    }
+
+    /// Tells the host something it did not ask for; the oldest is dropped when too many wait.
+    pub fn event(&mut self, event: MachineEvent) {
+        if self.events.len() >= MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// What can go on; ask until `None` after receiving, completing and transmitting.
+    pub fn next_ready(&mut self) -> Option<Ready> {
+        self.ready.pop_front()
+    }
+
+    /// The host knows every answer, exit and byte that is not running any more.
+    pub fn is_flushed(&self) -> bool {
+        self.answers.is_empty()
+            && self.carrier.is_flushed()
+            && self
+                .processes
+                .values()
+                .all(|p| matches!(p.run, RunState::Exited(_)) && p.is_stored())
+    }
+
+    /// When [`GuestSession::transmit`] has to be called at the latest.
+    pub fn timeout(&self) -> Option<Time> {
+        self.carrier.deadline()
+    }
+
+    /// Appends what should be sent now, at most about 64 KiB: greetings, answers and exits first,
+    /// then every stream in turn. Call it when everything it gave before is written.
+    pub fn transmit(&mut self, now: Time, out: &mut Vec<u8>) {
+        if let Some(nonce) = self.connection.nonce() {
+            if core::mem::take(&mut self.echo_preamble) {
+                self.carrier.preamble(&nonce, out);
+            }
+            while self.carrier.wants_frames(out) && self.transmit_one(&nonce, out) {}
+        }
+        self.carrier.flush(now, out);
+    }
+
+    /// Whether [`GuestSession::transmit`] would give something, timers aside.
+    pub fn wants_to_send(&self) -> bool {
+        self.echo_preamble
+            || !self.greetings.is_empty()
+            || (self.is_open()
+                && (self.pong.is_some()
+                    || !self.events.is_empty()
+                    || self
+                        .answers
+                        .values()
+                        .any(|answer| matches!(answer, Answer::Ready { due: true, .. }))
+                    || self.processes.values().any(Process::wants_to_send)))
+    }
+
+    fn transmit_one(&mut self, nonce: &Nonce, out: &mut Vec<u8>) -> bool {
+        match self.greetings.pop_front() {
+            Some(Greeting::Hello(hello)) => {
+                return self.carrier.frame(nonce, Direction::ToHost, out, |out| {
+                    out.push(HELLO);
+                    encode(&hello, out);
+                });
+            }
+            Some(Greeting::Resume) => {
+                let resume = self.resume();
+                return self.message_out(nonce, out, &resume);
+            }
+            None => {}
+        }
+        if !self.is_open() {
+            return false;
+        }
+        if let Some(token) = self.pong.take() {
+            return self.message_out(nonce, out, &ToHost::Pong { token });
+        }
+        if let Some((id, result)) = self
+            .answers
+            .iter_mut()
+            .find_map(|(id, answer)| match answer {
+                Answer::Ready { result, due } if *due => {
+                    *due = false;
+                    Some((*id, result.clone()))
+                }
+                _ => None,
+            })
+        {
+            if !self.message_out(nonce, out, &ToHost::Reply { id, result }) {
+                let result = Err(Error::new(
+                    ErrorKind::Limit,
+                    "the answer is too long for one message",
+                ));
+                self.message_out(nonce, out, &ToHost::Reply { id, result });
+            }
+            return true;
+        }
+        if let Some(event) = self.events.pop_front() {
+            self.message_out(nonce, out, &ToHost::Event(event));
+            return true;
+        }
+        self.transmit_stream(nonce, out)
+    }
+
+    /// One frame of the next process in turn that has something to send.
+    fn transmit_stream(&mut self, nonce: &Nonce, out: &mut Vec<u8>) -> bool {
+        let after = (
+            core::ops::Bound::Excluded(self.turn),
+            core::ops::Bound::Unbounded,
+        );
+        let next = self
+            .processes
+            .range(after)
+            .chain(self.processes.range(..=self.turn));
+        let Some(process) = next
+            .into_iter()
+            .find(|(_, p)| p.wants_to_send())
+            .map(|(id, _)| *id)
+        else {
+            return false;
+        };
+        self.turn = process;
+        let most = self.carrier.chunk();
+        let carrier = &mut self.carrier;
+        let Some(p) = self.processes.get_mut(&process) else {
+            return false;
+        };
+        let mut send = |message: &ToHost<'_>| {
+            carrier.frame(nonce, Direction::ToHost, out, |out| encode(message, out));
+        };
+        if core::mem::take(&mut p.input.dirty) {
+            send(&ToHost::InputRoom {
+                process,
+                taken: p.input.taken(),
+                limit: p.input.limit(),
+            });
+        }
+        for output in [Output::Stdout, Output::Stderr] {
+            let stream = p.output(output);
+            let mut n = 0;
+            if let Some((offset, data)) = stream.next(most) {
+                n = data.len();
+                send(&ToHost::Output {
+                    process,
+                    output,
+                    offset,
+                    data,
+                });
+            }
+            stream.sent(n);
+            if let Some(offset) = stream.take_end() {
+                send(&ToHost::OutputEnd {
+                    process,
+                    output,
+                    offset,
+                });
+            }
+        }
+        if core::mem::take(&mut p.exit_due)
+            && let RunState::Exited(exit) = p.run
+        {
+            send(&ToHost::Exited { process, exit });
+        }
+        true
+    }
+
+    fn resume(&self) -> ToHost<'static> {
+        let setup = match &self.setup {
+            SetupState::Finished(result) => Some(result.clone()),
+            _ => None,
+        };
+        ToHost::Resume {
+            setup,
+            processes: self.processes.iter().map(|(id, p)| p.state(*id)).collect(),
+        }
+    }
+
+    fn message_out(&mut self, nonce: &Nonce, out: &mut Vec<u8>, message: &ToHost<'_>) -> bool {
+        self.carrier
+            .frame(nonce, Direction::ToHost, out, |out| encode(message, out))
+    }
+}
+
+fn no_process(process: ProcessId) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no process {}", process.0),
+    )
+}
+
+fn error(kind: ErrorKind, message: alloc::string::String) -> Outcome {
+    Outcome::Done(Err(Error::new(kind, message)))
 }

@@ -36,6 +36,10 @@ pub struct RequestId(pub u32);
 
 /// What the host sends after the handshake: one frame each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one call, and a box would cost the guest code"
+)]
 pub enum ToGuest<'a> {
     /// A request; answered by exactly one [`ToHost::Reply`] with the same id.
     Request {
@@ -78,6 +82,11 @@ pub enum ToGuest<'a> {
     Ping {
         /// Comes back in [`ToHost::Pong`].
         token: u32,
+    },
+    /// Every reply below this id has reached the host, and no request is there to carry it.
+    Settled {
+        /// The lowest id still unanswered.
+        below: RequestId,
     },
 }
 
