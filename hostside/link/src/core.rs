@@ -4,14 +4,15 @@
 //! and are woken when what they look at has changed.
 
 use crate::LinkError;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use tether_wire::message::{
-    Error, Exit, MachineEvent, Output, ProcessId, ProcessState, Reply, Request, RequestId, RunState,
+    Error, ErrorKind, Exit, MachineEvent, Output, ProcessId, ProcessState, Reply, Request,
+    RequestId, RunState,
 };
-use tether_wire::{HostEvent, HostSession};
+use tether_wire::{Full, HostEvent, HostSession, OUTPUT_WINDOW};
 use tokio::sync::Notify;
 
 /// Machine events kept for a reader that does not read; later ones are counted in
@@ -58,19 +59,64 @@ pub(crate) enum Phase {
     Ended(LinkError),
 }
 
+/// Unread bytes of one stream that are kept at most. The session's credit keeps a guest below half
+/// of it; one that claims, over and over, that bytes were acknowledged that were not gets here.
+const MAX_UNREAD: usize = 2 * OUTPUT_WINDOW as usize;
+
 /// One output stream's unread bytes.
 #[derive(Debug, Default)]
 pub(crate) struct OutputBuffer {
-    /// Offset of the first unread byte.
-    pub offset: u64,
-    /// Unread bytes, contiguous; at most the credit the session gave.
-    pub data: BytesMut,
+    /// Offset of the byte after the last one that came.
+    end: u64,
+    /// Unread bytes. One piece, unless the guest lost bytes of a former controller's.
+    pieces: VecDeque<(u64, BytesMut)>,
     /// No byte follows the unread ones.
     pub ended: bool,
     /// Nobody wants them: acknowledged as they come.
-    pub discard: bool,
+    discard: bool,
     /// Who waits for more.
     pub reader: Option<Waker>,
+}
+
+impl OutputBuffer {
+    fn at(offset: u64) -> Self {
+        Self {
+            end: offset,
+            ..Self::default()
+        }
+    }
+
+    /// Takes bytes; says whether there was room.
+    fn push(&mut self, offset: u64, data: &[u8]) -> bool {
+        let unread: usize = self.pieces.iter().map(|(_, piece)| piece.len()).sum();
+        if unread + data.len() > MAX_UNREAD {
+            return false;
+        }
+        match self.pieces.back_mut() {
+            Some((start, piece)) if *start + piece.len() as u64 == offset => {
+                piece.extend_from_slice(data);
+            }
+            _ => self.pieces.push_back((offset, BytesMut::from(data))),
+        }
+        self.end = offset + data.len() as u64;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        true
+    }
+
+    /// The first unread bytes and their offset.
+    pub fn pop(&mut self) -> Option<(u64, Bytes)> {
+        let (offset, piece) = self.pieces.pop_front()?;
+        Some((offset, piece.freeze()))
+    }
+
+    /// Throws unread bytes away, now and later; gives the offset up to which.
+    pub fn discard(&mut self) -> u64 {
+        self.discard = true;
+        self.pieces.clear();
+        self.end
+    }
 }
 
 /// What a process came to.
@@ -97,15 +143,11 @@ pub(crate) struct Process {
 
 impl Process {
     pub fn new(stdout: u64, stderr: u64) -> Self {
-        let at = |offset| OutputBuffer {
-            offset,
-            ..OutputBuffer::default()
-        };
         Self {
             pid: None,
             life: Life::Running,
-            stdout: at(stdout),
-            stderr: at(stderr),
+            stdout: OutputBuffer::at(stdout),
+            stderr: OutputBuffer::at(stderr),
             writer: None,
             attached: false,
         }
@@ -179,16 +221,14 @@ impl Core {
         }
     }
 
-    /// Hands a request to the session; gives it back when there is no room.
-    pub fn submit(&mut self, request: Request) -> Result<RequestId, Request> {
-        let effect = match &request {
+    /// Hands a request to the session.
+    pub fn submit(&mut self, request: &Request) -> Result<RequestId, Full> {
+        let effect = match request {
             Request::Start { process, .. } => Effect::Start(*process),
             Request::Forget { process } => Effect::Forget(*process),
             _ => Effect::None,
         };
-        let Ok(id) = self.session.request(request.clone()) else {
-            return Err(request);
-        };
+        let id = self.session.request(request.clone())?;
         if let Effect::Start(process) = effect {
             self.processes
                 .entry(process)
@@ -247,6 +287,8 @@ impl Core {
                         reader.wake();
                     }
                 }
+                // Each chunk says its offset; the reader sees that one is missing.
+                HostEvent::Gap { .. } => {}
                 HostEvent::Exited { process, exit } => {
                     let process = self.process(process);
                     process.life = Life::Exited(exit);
@@ -316,6 +358,8 @@ impl Core {
                     process.pid = Some(started.pid);
                 }
             }
+            // An earlier controller started it.
+            (Effect::Start(_), Err(error)) if error.kind == ErrorKind::Exists => {}
             (Effect::Start(process), Err(_)) | (Effect::Forget(process), Ok(_)) => {
                 if let Some(mut process) = self.processes.remove(&process) {
                     process.wake();
@@ -334,20 +378,13 @@ impl Core {
     }
 
     fn output(&mut self, process: ProcessId, output: Output, offset: u64, data: &[u8]) {
-        let entry = self.process(process);
-        let buffer = entry.output(output);
-        let end = offset.saturating_add(data.len() as u64);
+        let buffer = self.process(process).output(output);
         if buffer.discard {
-            buffer.offset = end;
+            buffer.end = offset + data.len() as u64;
+            let end = buffer.end;
             self.session.stored(process, output, end);
-            return;
-        }
-        if buffer.data.is_empty() {
-            buffer.offset = offset;
-        }
-        buffer.data.extend_from_slice(data);
-        if let Some(reader) = buffer.reader.take() {
-            reader.wake();
+        } else if !buffer.push(offset, data) {
+            self.end(LinkError::Nonsense("credit for output"));
         }
     }
 

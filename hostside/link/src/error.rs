@@ -1,8 +1,8 @@
 //! Why a call on a link failed.
 
 use std::time::Duration;
-use tether_wire::Refusal;
 use tether_wire::message::{Error, ProcessId};
+use tether_wire::{Full, Refusal};
 
 /// Why a call on a link failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -10,6 +10,9 @@ pub enum LinkError {
     /// The guest carried the request out and it failed.
     #[error(transparent)]
     Guest(#[from] Error),
+    /// The request cannot be sent, however long one waits.
+    #[error("{0}")]
+    TooLong(Full),
     /// The guest and this host cannot speak to each other; trying again cannot help.
     #[error("the guest refused the channel: {0}")]
     Refused(Refusal),
@@ -27,8 +30,8 @@ pub enum LinkError {
     /// The guest does not know the process.
     #[error("there is no process {}", .0.0)]
     Unknown(ProcessId),
-    /// The guest answered with something that does not fit the request.
-    #[error("the guest's answer to {0} makes no sense")]
+    /// The guest said something that cannot be; names what about.
+    #[error("what the guest says does not make sense: {0}")]
     Nonsense(&'static str),
     /// The link was closed on this side.
     #[error("the channel was closed")]

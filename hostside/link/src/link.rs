@@ -261,14 +261,9 @@ fn attach(shared: &Arc<Shared>, process: ProcessId) -> Option<RunningProcess> {
     Some(RunningProcess::new(shared.clone(), process))
 }
 
-fn done(
-    what: &'static str,
-    answer: Answer,
-) -> impl Future<Output = Result<(), LinkError>> + Send + use<> {
-    async move {
-        match answer.await? {
-            Reply::Done => Ok(()),
-            _ => Err(LinkError::Nonsense(what)),
-        }
+async fn done(what: &'static str, answer: Answer) -> Result<(), LinkError> {
+    match answer.await? {
+        Reply::Done => Ok(()),
+        _ => Err(LinkError::Nonsense(what)),
     }
 }

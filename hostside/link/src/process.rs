@@ -140,7 +140,8 @@ impl ProcessControl {
     }
 }
 
-/// Bytes of a stream.
+/// Bytes of a stream. Each starts where the one before ended, unless the guest no longer has what
+/// a former controller acknowledged and did not pass on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// Offset of the first byte in its stream.
@@ -186,10 +187,7 @@ impl OutputReader {
         };
         let lost = matches!(process.life, Life::Lost);
         let buffer = process.output(self.output);
-        if !buffer.data.is_empty() {
-            let data = buffer.data.split().freeze();
-            let offset = buffer.offset;
-            buffer.offset += data.len() as u64;
+        if let Some((offset, data)) = buffer.pop() {
             return Poll::Ready(Ok(Some(Chunk { offset, data })));
         }
         if buffer.ended {
@@ -220,11 +218,7 @@ impl OutputReader {
         let Some(process) = core.processes.get_mut(&self.process) else {
             return;
         };
-        let buffer = process.output(self.output);
-        buffer.discard = true;
-        buffer.offset += buffer.data.len() as u64;
-        buffer.data.clear();
-        let offset = buffer.offset;
+        let offset = process.output(self.output).discard();
         core.session.stored(self.process, self.output, offset);
         drop(core);
         self.shared.outbound.notify_one();

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use tether_wire::Full;
 use tether_wire::message::{Reply, Request, RequestId};
 
 /// The answer to a request that is already on its way.
@@ -25,15 +26,18 @@ pub struct Answer {
 enum State {
     /// The session had no room for it.
     Full(Box<Request>),
+    /// It can never be sent.
+    TooLong(Full),
     Sent(RequestId),
     Taken,
 }
 
 impl Answer {
     pub(crate) fn new(shared: &Arc<Shared>, request: Request) -> Self {
-        let state = match shared.lock().submit(request) {
+        let state = match shared.lock().submit(&request) {
             Ok(id) => State::Sent(id),
-            Err(request) => State::Full(Box::new(request)),
+            Err(Full::InFlight) => State::Full(Box::new(request)),
+            Err(full) => State::TooLong(full),
         };
         shared.outbound.notify_one();
         Self {
@@ -52,16 +56,20 @@ impl Future for Answer {
         if let State::Full(request) = &this.state
             && core.ended().is_none()
         {
-            match core.submit((**request).clone()) {
+            match core.submit(request) {
                 Ok(id) => {
                     this.state = State::Sent(id);
                     this.shared.outbound.notify_one();
                 }
-                Err(_) => {
+                Err(full @ Full::Size(_)) => this.state = State::TooLong(full),
+                Err(Full::InFlight) => {
                     core.wait_for_room(cx.waker());
                     return Poll::Pending;
                 }
             }
+        }
+        if let State::TooLong(full) = &this.state {
+            return Poll::Ready(Err(LinkError::TooLong(full.clone())));
         }
         let State::Sent(id) = this.state else {
             return Poll::Ready(Err(core.ended().unwrap_or(LinkError::Closed)));
