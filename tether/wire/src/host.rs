@@ -146,6 +146,15 @@ enum Connection {
     Refused,
 }
 
+/// Whether the guest can know of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sending {
+    Never,
+    /// On an earlier connection: it may have arrived.
+    Earlier,
+    Now,
+}
+
 /// The host's end of the protocol: requests, bytes and a clock in, bytes and [`HostEvent`]s out.
 ///
 /// ```text
@@ -162,8 +171,8 @@ pub struct HostSession {
     boot_id: Option<[u8; 16]>,
     next_request: u32,
     settled_sent: u32,
-    /// Unanswered, with whether it was sent on this connection.
-    requests: BTreeMap<RequestId, (Request, bool)>,
+    /// Unanswered.
+    requests: BTreeMap<RequestId, (Request, Sending)>,
     processes: BTreeMap<ProcessId, Process>,
     turn: ProcessId,
     ping: Option<u32>,
@@ -205,7 +214,8 @@ impl HostSession {
         self.ping = None;
         self.requests
             .values_mut()
-            .for_each(|(_, sent)| *sent = false);
+            .filter(|(_, sending)| *sending == Sending::Now)
+            .for_each(|(_, sending)| *sending = Sending::Earlier);
     }
 
     /// The carrier went.
@@ -251,7 +261,7 @@ impl HostSession {
         if let Request::Start { process, .. } = &request {
             self.processes.entry(*process).or_insert_with(Process::new);
         }
-        self.requests.insert(id, (request, false));
+        self.requests.insert(id, (request, Sending::Never));
         Ok(id)
     }
 
@@ -401,8 +411,8 @@ impl HostSession {
         let mut news = Vec::new();
         if rebooted {
             self.processes.clear();
-            for (id, (request, sent)) in core::mem::take(&mut self.requests) {
-                if sent {
+            for (id, (request, sending)) in core::mem::take(&mut self.requests) {
+                if sending != Sending::Never {
                     let result = Err(Error::new(
                         ErrorKind::Cancelled,
                         "the machine restarted before it answered",
@@ -412,7 +422,7 @@ impl HostSession {
                     if let Request::Start { process, .. } = &request {
                         self.processes.entry(*process).or_insert_with(Process::new);
                     }
-                    self.requests.insert(id, (request, false));
+                    self.requests.insert(id, (request, sending));
                 }
             }
         }
@@ -630,10 +640,12 @@ impl HostSession {
         // guest knows those it has seen.
         let fresh = self.boot_id.is_none() || open;
         if fresh
-            && let Some((id, (request, sent))) =
-                self.requests.iter_mut().find(|(_, (_, sent))| !sent)
+            && let Some((id, (request, sending))) = self
+                .requests
+                .iter_mut()
+                .find(|(_, (_, sending))| *sending != Sending::Now)
         {
-            *sent = true;
+            *sending = Sending::Now;
             self.settled_sent = settled.0;
             return send(&ToGuest::Request {
                 id: *id,

@@ -13,6 +13,8 @@ pub(crate) struct OutputStream {
     ended: bool,
     /// The guest should hear of `stored` and the new limit.
     dirty: bool,
+    /// Nothing was said of it on this connection.
+    unheard: bool,
 }
 
 impl OutputStream {
@@ -23,6 +25,7 @@ impl OutputStream {
             limit: INITIAL_OUTPUT_CREDIT,
             ended: false,
             dirty: false,
+            unheard: false,
         }
     }
 
@@ -65,19 +68,23 @@ impl OutputStream {
         let gap = (state.stored > self.received).then_some((self.received, state.stored));
         self.received = self.received.max(state.stored);
         self.stored = self.stored.max(state.stored.min(self.received));
-        // The guest has no credit on a new connection until it hears from us.
-        self.limit = self.stored;
+        // The guest has no credit on a new connection until it hears from us (or what a start
+        // that is as new as the connection gave it).
+        self.limit = self.stored + OUTPUT_WINDOW;
         self.dirty = true;
+        self.unheard = true;
         gap
     }
 
     pub(crate) fn take_ack(&mut self) -> Option<(u64, u64)> {
         // While much is on its way a word now and then is enough.
         let due = self.dirty
-            && (self.stored == self.received
+            && (self.unheard
+                || self.stored == self.received
                 || self.stored + OUTPUT_WINDOW >= self.limit + OUTPUT_WINDOW / 8);
         due.then(|| {
             self.dirty = false;
+            self.unheard = false;
             self.limit = self.limit.max(self.stored + OUTPUT_WINDOW);
             (self.stored, self.limit)
         })
@@ -142,9 +149,8 @@ impl InputStream {
     }
 
     fn resume(&mut self, state: &InputState) {
-        if state.received > self.written() {
-            // Another controller wrote that: we go on after it.
-            self.ring.clear();
+        if self.sent == 0 {
+            // What is there came from another controller: we go on after it.
             self.taken = state.received;
         } else if state.taken > self.taken {
             self.ring.consume((state.taken - self.taken) as usize);

@@ -175,6 +175,8 @@ pub enum Line {
 pub struct Serial {
     host: bool,
     epoch: Option<u32>,
+    /// The other end has answered in this epoch.
+    heard: bool,
     /// The packet being received, still COBS-encoded.
     partial: Vec<u8>,
     /// What follows is the rest of a packet that is too long to be one.
@@ -213,6 +215,7 @@ impl Serial {
         Self {
             host,
             epoch,
+            heard: false,
             partial: Vec::new(),
             skipping: false,
             next_in: 0,
@@ -293,7 +296,8 @@ impl Serial {
             found(Line::Opened, &[])?;
         }
         match packet.kind {
-            Kind::Reset if self.host => return Err(Violation::Reset),
+            // Before the first answer a reset only says that our first packet was lost.
+            Kind::Reset if self.host && self.heard => return Err(Violation::Reset),
             Kind::Reset => return Ok(()),
             Kind::Data => {
                 self.ack_due = true;
@@ -301,6 +305,7 @@ impl Serial {
             }
             Kind::Ack => {}
         }
+        self.heard = true;
         self.acknowledge(packet.ack, packet.sack, now);
         if !self.received.is_empty() {
             let received = core::mem::take(&mut self.received);
@@ -593,14 +598,20 @@ mod tests {
         host.write(&[1; 2000]);
         let mut line = Vec::new();
         host.transmit(Time(0), 100_000, &mut line);
-        // The first packet never arrives: to this guest the epoch is unknown.
+        // Without its first packet no guest can know the epoch...
         let second = line.iter().position(|b| *b == 0).unwrap() + 1;
-        let mut guest = Serial::guest();
-        guest
-            .receive(&line[second..], Time(0), |_, _| Ok(()))
-            .unwrap();
-        let mut back = Vec::new();
-        guest.transmit(Time(0), 1000, &mut back);
+        let answer = |guest: &mut Serial, line: &[u8]| {
+            guest.receive(line, Time(0), |_, _| Ok(())).unwrap();
+            let mut back = Vec::new();
+            guest.transmit(Time(0), 1000, &mut back);
+            back
+        };
+        let lost = answer(&mut Serial::guest(), &line[second..]);
+        assert_eq!(host.receive(&lost, Time(0), |_, _| Ok(())), Ok(()));
+        // ... but one that has answered before and does not know it now was restarted.
+        let known = answer(&mut Serial::guest(), &line[..second]);
+        assert_eq!(host.receive(&known, Time(0), |_, _| Ok(())), Ok(()));
+        let back = answer(&mut Serial::guest(), &line[second..]);
         assert_eq!(
             host.receive(&back, Time(0), |_, _| Ok(())),
             Err(Violation::Reset)
