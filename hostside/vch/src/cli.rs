@@ -156,9 +156,17 @@ mod tests {
         let cases: &[(&[&str], &str, &[&str])] = &[
             (&["img"], "img", &[]),
             (&["img", "sh", "-c", "true"], "img", &["sh", "-c", "true"]),
-            (&["-it", "img", "-i", "--rm", "--", "x"], "img", &["-i", "--rm", "--", "x"]),
+            (
+                &["-it", "img", "-i", "--rm", "--", "x"],
+                "img",
+                &["-i", "--rm", "--", "x"],
+            ),
             (&["--", "img", "--help"], "img", &["--help"]),
-            (&["--rm", "img", "echo", "--state", "x"], "img", &["echo", "--state", "x"]),
+            (
+                &["--rm", "img", "echo", "--state", "x"],
+                "img",
+                &["echo", "--state", "x"],
+            ),
             (&["-e", "A=-1", "img", "-h"], "img", &["-h"]),
         ];
         for (words, image, command) in cases {
@@ -172,7 +180,13 @@ mod tests {
 
     #[test]
     fn switches_take_a_value_only_after_an_equals_sign() {
-        let args = parse_run(&["-it", "--rm=false", "--init=true", "--sig-proxy=false", "img"]);
+        let args = parse_run(&[
+            "-it",
+            "--rm=false",
+            "--init=true",
+            "--sig-proxy=false",
+            "img",
+        ]);
         let args = args.unwrap();
         assert!(args.interactive && args.tty && args.init && !args.rm && !args.sig_proxy);
         let args = parse_run(&["--rm", "img"]).unwrap();

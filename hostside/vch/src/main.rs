@@ -3,7 +3,10 @@
 //! This file only turns the command line into a call and its result into an exit status.
 
 #![forbid(unsafe_code)]
-#![allow(missing_docs, reason = "a binary: nobody links to it; what needs words has them")]
+#![allow(
+    missing_docs,
+    reason = "a binary: nobody links to it; what needs words has them"
+)]
 
 mod args;
 mod cli;

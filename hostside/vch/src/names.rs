@@ -10,7 +10,8 @@ const FIRST: [&str; 32] = [
 const SECOND: [&str; 32] = [
     "anchor", "beam", "bollard", "bow", "buoy", "canal", "cape", "cleat", "cove", "crane", "delta",
     "dock", "ferry", "harbour", "hawser", "hull", "jetty", "keel", "lagoon", "lock", "mast",
-    "mooring", "oar", "pier", "quay", "rudder", "sail", "shoal", "sound", "strait", "tide", "wharf",
+    "mooring", "oar", "pier", "quay", "rudder", "sail", "shoal", "sound", "strait", "tide",
+    "wharf",
 ];
 
 /// A name that is very likely free: two words and four hexadecimal digits.

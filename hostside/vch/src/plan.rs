@@ -67,9 +67,9 @@ pub fn process(
         env.push(format!("HOSTNAME={hostname}"));
     }
     let cwd = match &args.workdir {
-        Some(directory) if !directory.starts_with('/') => bail!(
-            "the working directory '{directory}' is invalid, it needs to be an absolute path"
-        ),
+        Some(directory) if !directory.starts_with('/') => {
+            bail!("the working directory '{directory}' is invalid, it needs to be an absolute path")
+        }
         Some(directory) => directory.clone(),
         None if image.working_dir.starts_with('/') => image.working_dir.clone(),
         None => format!("/{}", image.working_dir),
@@ -105,11 +105,7 @@ pub fn process(
     })
 }
 
-fn argv(
-    entrypoint: Option<&str>,
-    command: &[String],
-    image: &ImageConfig,
-) -> Result<Vec<String>> {
+fn argv(entrypoint: Option<&str>, command: &[String], image: &ImageConfig) -> Result<Vec<String>> {
     let argv = match (entrypoint, command) {
         (Some(""), command) => command.to_vec(),
         (Some(program), command) => [&[program.to_owned()], command].concat(),

@@ -3,9 +3,7 @@
 use crate::args::RunArgs;
 use crate::plan::{self, ImageConfig, UserModeNetwork};
 use std::net::Ipv4Addr;
-use tether_wire::message::{
-    HostsEntry, MacAddress, PidNamespace, Role, Stdio, TerminalSize, User,
-};
+use tether_wire::message::{HostsEntry, MacAddress, PidNamespace, Role, Stdio, TerminalSize, User};
 
 const SIZE: TerminalSize = TerminalSize {
     rows: 24,
@@ -46,7 +44,11 @@ fn entrypoint_and_command_merge_as_docker_merges_them() {
         (&["img"], &image(), Some(&["/entry", "default", "args"])),
         (&["img", "x"], &image(), Some(&["/entry", "x"])),
         (&["--entrypoint", "e", "img"], &image(), Some(&["e"])),
-        (&["--entrypoint", "e", "img", "x"], &image(), Some(&["e", "x"])),
+        (
+            &["--entrypoint", "e", "img", "x"],
+            &image(),
+            Some(&["e", "x"]),
+        ),
         (&["--entrypoint=", "img", "x"], &image(), Some(&["x"])),
         (&["--entrypoint=", "img"], &image(), None),
         (&["img"], &no_entrypoint, Some(&["default", "args"])),
@@ -86,9 +88,27 @@ fn what_is_not_said_comes_from_the_image() {
 #[test]
 fn what_is_said_replaces_the_images() {
     let args = parse(&[
-        "-it", "-e", "A=mine", "-w", "/else", "-u", "1:2", "--group-add", "wheel", "--init",
-        "--pid", "host", "--stop-signal", "KILL", "--stop-timeout", "3", "-l", "from=me", "-l",
-        "bare", "img",
+        "-it",
+        "-e",
+        "A=mine",
+        "-w",
+        "/else",
+        "-u",
+        "1:2",
+        "--group-add",
+        "wheel",
+        "--init",
+        "--pid",
+        "host",
+        "--stop-signal",
+        "KILL",
+        "--stop-timeout",
+        "3",
+        "-l",
+        "from=me",
+        "-l",
+        "bare",
+        "img",
     ]);
     let process = plan::process(&args, &image(), "host", SIZE).unwrap();
     assert_eq!(process.cwd, "/else");
@@ -148,8 +168,15 @@ fn what_makes_no_sense_is_refused() {
 #[test]
 fn the_network_has_names_and_a_way_out() {
     let args = parse(&[
-        "--add-host", "db:10.9.8.7", "--add-host", "up:host-gateway", "--dns-search", ".",
-        "--dns-option", "ndots:2", "img",
+        "--add-host",
+        "db:10.9.8.7",
+        "--add-host",
+        "up:host-gateway",
+        "--dns-search",
+        ".",
+        "--dns-option",
+        "ndots:2",
+        "img",
     ]);
     let mac = MacAddress([2, 0, 0, 0, 0, 1]);
     let network = plan::network(&args, Some((mac, NETWORK))).unwrap();

@@ -21,6 +21,11 @@ impl PowerWatch {
         }
     }
 
+    /// Whether it was seen to go off.
+    pub fn is_off(&self) -> bool {
+        self.off.is_some()
+    }
+
     /// Resolves when the machine is off, with the cause; again and again. Cancel safe.
     pub async fn off(&mut self, hypervisor: &Arc<dyn Hypervisor>) -> StopCause {
         loop {

@@ -66,9 +66,7 @@ impl RunDirectory {
                     "the container name \"{name}\" is already in use; remove it with `vch rm {name}`, or choose another",
                     name = record.name
                 ),
-                Err(error) => {
-                    Err(error).with_context(|| format!("cannot make {}", path.display()))
-                }
+                Err(error) => Err(error).with_context(|| format!("cannot make {}", path.display())),
             }
         })();
         match made {
@@ -345,10 +343,7 @@ mod tests {
             RunDirectory::claim(runs.path(), "web").unwrap(),
             Claim::Taken { pid: Some(pid) } if pid == std::process::id()
         ));
-        assert_eq!(
-            owned_by(runs.path(), "web"),
-            Some(Some(std::process::id()))
-        );
+        assert_eq!(owned_by(runs.path(), "web"), Some(Some(std::process::id())));
         drop(first);
         assert_eq!(owned_by(runs.path(), "web"), None);
         assert!(matches!(

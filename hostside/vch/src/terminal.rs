@@ -32,11 +32,7 @@ impl Raw {
     pub fn again(&self) -> io::Result<()> {
         let mut attributes = tcgetattr(io::stdin())?;
         attributes.make_raw();
-        Ok(tcsetattr(
-            io::stdin(),
-            OptionalActions::Now,
-            &attributes,
-        )?)
+        Ok(tcsetattr(io::stdin(), OptionalActions::Now, &attributes)?)
     }
 }
 
@@ -48,10 +44,7 @@ impl Drop for Raw {
 
 /// Gives the terminal back as it was found. Does nothing when it was never taken.
 pub fn restore() {
-    let saved = SAVED
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(saved) = saved {
         // Nothing is left to do when the terminal itself is gone.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &saved);

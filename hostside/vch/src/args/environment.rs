@@ -10,8 +10,8 @@ use std::path::Path;
 /// The file cannot be read, is not UTF-8, or a name is empty or holds white space.
 pub fn file(path: &Path) -> Result<Vec<String>> {
     let text = std::fs::read(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let text = String::from_utf8(text)
-        .with_context(|| format!("{} is not UTF-8 text", path.display()))?;
+    let text =
+        String::from_utf8(text).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -21,7 +21,11 @@ pub fn file(path: &Path) -> Result<Vec<String>> {
         }
         let name = line.split('=').next().unwrap_or_default();
         if name.is_empty() {
-            bail!("{} line {}: no variable name on it", path.display(), number + 1);
+            bail!(
+                "{} line {}: no variable name on it",
+                path.display(),
+                number + 1
+            );
         }
         if name.contains(char::is_whitespace) && line.contains('=') {
             bail!(
@@ -90,7 +94,11 @@ mod tests {
     fn an_environment_file_has_comments_and_no_quotes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("env");
-        std::fs::write(&path, "\u{feff}# a comment\n\n  A=\"x\" # kept\r\nPASSED\nB=\n").unwrap();
+        std::fs::write(
+            &path,
+            "\u{feff}# a comment\n\n  A=\"x\" # kept\r\nPASSED\nB=\n",
+        )
+        .unwrap();
         assert_eq!(
             file(&path).unwrap(),
             strings(&["A=\"x\" # kept", "PASSED", "B="])

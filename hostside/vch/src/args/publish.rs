@@ -118,7 +118,10 @@ mod tests {
         let cases: &[(&str, Option<Expected>)] = &[
             ("80", Some(("0.0.0.0", None, 80, 1, Transport::Tcp))),
             ("80/udp", Some(("0.0.0.0", None, 80, 1, Transport::Udp))),
-            ("8080:80", Some(("0.0.0.0", Some(8080), 80, 1, Transport::Tcp))),
+            (
+                "8080:80",
+                Some(("0.0.0.0", Some(8080), 80, 1, Transport::Tcp)),
+            ),
             (
                 "127.0.0.1:8080:80/tcp",
                 Some(("127.0.0.1", Some(8080), 80, 1, Transport::Tcp)),

@@ -76,7 +76,10 @@ mod tests {
     #[test]
     fn a_tmpfs_has_dockers_defaults_unless_told_otherwise() {
         let cases: &[(&str, Option<(&str, u64, u32, &str, bool)>)] = &[
-            ("/run", Some(("/run", 0, 0o1777, "noexec,nosuid,nodev", false))),
+            (
+                "/run",
+                Some(("/run", 0, 0o1777, "noexec,nosuid,nodev", false)),
+            ),
             (
                 "/run:rw,size=64k,mode=755,exec",
                 Some(("/run", 65536, 0o755, "nosuid,nodev", false)),

@@ -37,12 +37,7 @@ impl FromStr for Ulimit {
         let resource = NAMES
             .iter()
             .position(|&known| known == name)
-            .ok_or_else(|| {
-                format!(
-                    "invalid ulimit type: {name} (one of {})",
-                    NAMES.join(", ")
-                )
-            })?;
+            .ok_or_else(|| format!("invalid ulimit type: {name} (one of {})", NAMES.join(", ")))?;
         let value = |text: &str| match text {
             "-1" | "unlimited" => Ok(u64::MAX),
             _ => text.parse::<u64>().map_err(|_| refuse()),

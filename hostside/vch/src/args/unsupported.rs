@@ -2,14 +2,29 @@
 
 /// Without the leading hyphens.
 const FLAGS: &[(&str, &str)] = &[
-    ("annotation", "there is no OCI runtime to read it; use --label"),
+    (
+        "annotation",
+        "there is no OCI runtime to read it; use --label",
+    ),
     ("attach", "all streams are attached, standard input with -i"),
     ("a", "all streams are attached, standard input with -i"),
     ("blkio-weight", "disks are not shared between VMs' kernels"),
-    ("blkio-weight-device", "disks are not shared between VMs' kernels"),
-    ("cap-add", "the kernel is the container's own: root has every capability"),
-    ("cap-drop", "the kernel is the container's own; drop capabilities inside it"),
-    ("cgroup-parent", "the VM is the boundary; use --memory and --cpus"),
+    (
+        "blkio-weight-device",
+        "disks are not shared between VMs' kernels",
+    ),
+    (
+        "cap-add",
+        "the kernel is the container's own: root has every capability",
+    ),
+    (
+        "cap-drop",
+        "the kernel is the container's own; drop capabilities inside it",
+    ),
+    (
+        "cgroup-parent",
+        "the VM is the boundary; use --memory and --cpus",
+    ),
     ("cgroupns", "the VM is the boundary"),
     ("cpu-count", "use --cpus"),
     ("cpu-percent", "use --cpus"),
@@ -23,7 +38,10 @@ const FLAGS: &[(&str, &str)] = &[
     ("cpuset-mems", "use --memory"),
     ("detach", "vch run stays in the foreground"),
     ("d", "vch run stays in the foreground"),
-    ("detach-keys", "vch run does not detach; a container whose vch run ended is resumed with --resume"),
+    (
+        "detach-keys",
+        "vch run does not detach; a container whose vch run ended is resumed with --resume",
+    ),
     ("device", "the VM has its own devices"),
     ("device-cgroup-rule", "the VM has its own devices"),
     ("device-read-bps", "disks have no rate limits yet"),
@@ -39,7 +57,10 @@ const FLAGS: &[(&str, &str)] = &[
     ("health-start-interval", "health checks need a server"),
     ("health-start-period", "health checks need a server"),
     ("health-timeout", "health checks need a server"),
-    ("no-healthcheck", "there are no health checks without a server"),
+    (
+        "no-healthcheck",
+        "there are no health checks without a server",
+    ),
     ("ip", "user-mode networking has fixed addresses"),
     ("ip6", "user-mode networking has fixed addresses"),
     ("ipc", "the VM is the boundary"),
@@ -58,9 +79,15 @@ const FLAGS: &[(&str, &str)] = &[
     ("net-alias", "networks between containers need a server"),
     ("oom-kill-disable", "the kernel is the container's own"),
     ("oom-score-adj", "the kernel is the container's own"),
-    ("pids-limit", "the kernel is the container's own; use --ulimit nproc=N"),
+    (
+        "pids-limit",
+        "the kernel is the container's own; use --ulimit nproc=N",
+    ),
     ("platform", "only linux/amd64 runs"),
-    ("privileged", "the kernel is the container's own: root already has every capability"),
+    (
+        "privileged",
+        "the kernel is the container's own: root already has every capability",
+    ),
     ("publish-all", "name the ports with -p"),
     ("P", "name the ports with -p"),
     ("pull", "images are not pulled yet; use vch image import"),
@@ -75,7 +102,10 @@ const FLAGS: &[(&str, &str)] = &[
     ("userns", "the VM is the boundary"),
     ("uts", "the VM is the boundary"),
     ("volume-driver", "volumes are ext4 VMDK files"),
-    ("volumes-from", "a volume belongs to one VM; name it with -v"),
+    (
+        "volumes-from",
+        "a volume belongs to one VM; name it with -v",
+    ),
 ];
 
 /// The sentence for a flag as the user wrote it (`--privileged`, `-d`), if Docker has it.
