@@ -138,7 +138,7 @@ impl Machine {
         .args(["-kernel", &options.kernel, "-initrd", &options.initramfs])
         .arg("-append")
         .arg(format!(
-            "console=ttyS0 quiet panic=-1 tether.channel={channel} {}",
+            "console=ttyS0 quiet panic=-1 no_timer_check tether.channel={channel} {}",
             options.append
         ))
         .arg("-serial")
