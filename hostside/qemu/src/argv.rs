@@ -371,3 +371,6 @@ fn text(path: &Path) -> String {
 fn escape(path: &Path) -> OsString {
     OsString::from(path.to_string_lossy().replace(',', ",,"))
 }
+
+#[cfg(test)]
+mod tests;
