@@ -279,12 +279,7 @@ impl Machine {
         })?;
         used.memory_given = record.spec.memory.bytes();
         if !record.spec.disks.is_empty() {
-            let arguments = serde_json::json!({"query-nodes": true});
-            let answer = running
-                .qmp
-                .execute("query-blockstats", arguments)
-                .await
-                .map_err(refused)?;
+            let answer = running.qmp.ask("query-blockstats").await.map_err(refused)?;
             used.disks = statistics::of_disks(&answer, &record.spec.disks);
         }
         Ok(used)
