@@ -229,10 +229,13 @@ impl Core {
             _ => Effect::None,
         };
         let id = self.session.request(request.clone())?;
-        if let Effect::Start(process) = effect {
-            self.processes
-                .entry(process)
+        if let Request::Start { process, spec } = request {
+            let process = self
+                .processes
+                .entry(*process)
                 .or_insert_with(|| Process::new(0, 0));
+            // A terminal's output is all standard output: nothing will say that the other ended.
+            process.stderr.ended |= matches!(spec.stdio, Stdio::Terminal { .. });
         }
         let slot = Slot {
             effect,
