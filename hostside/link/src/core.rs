@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use tether_wire::message::{
     Error, ErrorKind, Exit, MachineEvent, Output, ProcessId, ProcessState, Reply, Request,
-    RequestId, RunState,
+    RequestId, RunState, Stdio,
 };
 use tether_wire::{Full, HostEvent, HostSession, OUTPUT_WINDOW};
 use tokio::sync::Notify;
