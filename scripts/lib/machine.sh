@@ -4,6 +4,7 @@
 #
 #   need_packages PKG...        install the Debian packages that are missing
 #   need_rust                   cargo, with the target tether is built for
+#   need_efi_target             the target of the boot image's EFI loader
 #   cache_dir                   print the directory of built artifacts
 #   input_hash FILE...          print one hash over the names and contents of files
 #   cached KIND NAME CMD...     print KIND/NAME in the cache, made by `CMD... DIR` if missing
@@ -143,4 +144,13 @@ cached() {
         ) 9>"$parent/.$name.lock"
     fi
     printf '%s\n' "$entry"
+}
+
+# The target of the boot image's EFI loader.
+need_efi_target() {
+    local target=x86_64-unknown-uefi
+    [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || return 0
+    step "installing the Rust target $target"
+    command -v rustup >/dev/null || die "the Rust toolchain has no target $target: install it, or install rustup"
+    rustup target add "$target" >&2 || die "could not install the Rust target $target"
 }

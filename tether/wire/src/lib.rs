@@ -32,7 +32,7 @@ mod codec;
 pub mod frame;
 pub mod guest;
 mod guest_streams;
-mod handshake;
+pub mod handshake;
 pub mod host;
 mod host_streams;
 pub mod message;

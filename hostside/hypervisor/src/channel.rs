@@ -1,0 +1,40 @@
+//! The byte stream to a machine's tether, and what it is made of.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::spec::{ChannelKey, ChannelKind};
+
+/// What a channel's bytes can be read from and written to.
+pub trait ChannelIo: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ChannelIo for T {}
+
+/// What a carrier promises, from which the link layer chooses its framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// Every byte arrives, in order, unharmed, or the connection ends.
+    Stream,
+    /// Bytes may be damaged, lost, or left over from an earlier connection.
+    Serial,
+}
+
+/// A connection to a machine's tether.
+pub struct Channel {
+    /// The bytes.
+    pub io: Box<dyn ChannelIo>,
+    /// What carries them.
+    pub kind: ChannelKind,
+    /// What the carrier promises.
+    pub carrier: Carrier,
+    /// The key both ends prove to know.
+    pub key: ChannelKey,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel")
+            .field("kind", &self.kind)
+            .field("carrier", &self.carrier)
+            .finish_non_exhaustive()
+    }
+}

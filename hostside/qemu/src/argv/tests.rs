@@ -1,0 +1,288 @@
+use hypervisor::{Cpus, GuestDebugger, MacAddress, MachineId, Memory, Protocol, PublishedPort};
+
+use super::*;
+
+fn spec() -> MachineSpec {
+    MachineSpec {
+        id: MachineId::from_bytes([0xab; 16]),
+        name: "web".into(),
+        cpus: Cpus::ONE,
+        memory: Memory::from_mib(128).unwrap(),
+        boot: Boot::Kernel {
+            kernel: "/k/bzImage".into(),
+            initramfs: "/k/i,1.cpio".into(),
+            append: " loglevel=7 ".into(),
+        },
+        hardware: Hardware::Virtio,
+        channel: ChannelKind::Virtio,
+        disks: vec![disk(DiskAccess::ReadOnly)],
+        nics: Vec::new(),
+        debugger: None,
+    }
+}
+
+fn disk(access: DiskAccess) -> DiskSpec {
+    DiskSpec {
+        source: DiskSource::File("/d/a \"b\",c.vmdk".into()),
+        format: DiskFormat::Vmdk,
+        access,
+        serial: DiskSerial::new("image").unwrap(),
+    }
+}
+
+fn nic(published: &[(Protocol, &str, u16)]) -> NicSpec {
+    let published = published
+        .iter()
+        .map(|(protocol, host, guest_port)| PublishedPort {
+            protocol: *protocol,
+            host: host.parse().unwrap(),
+            guest_port: *guest_port,
+        })
+        .collect();
+    NicSpec {
+        mac: MacAddress::new([2, 0, 0, 0, 0, 9]).unwrap(),
+        attachment: Attachment::UserMode { published },
+    }
+}
+
+/// The arguments, one option with its value a line.
+fn lines(spec: &MachineSpec, accelerator: Accelerator, channel: Wire) -> Vec<String> {
+    let prepared = Prepared {
+        spec,
+        accelerator,
+        qmp_fd: 5,
+        channel,
+        uefi_code: Some("/fw/a,b.fd".into()),
+    };
+    let mut lines: Vec<String> = Vec::new();
+    for argument in arguments(&prepared) {
+        let argument = argument.into_string().unwrap();
+        match lines.last_mut() {
+            Some(last) if !argument.starts_with('-') => *last = format!("{last} {argument}"),
+            _ => lines.push(argument),
+        }
+    }
+    lines
+}
+
+/// What a change to the plain specification must and must not say.
+fn check(
+    change: impl Fn(&mut MachineSpec),
+    accelerator: Accelerator,
+    wire: Wire,
+    has: &[&str],
+    has_not: &[&str],
+) {
+    let mut spec = spec();
+    change(&mut spec);
+    spec.check().unwrap();
+    let lines = lines(&spec, accelerator, wire);
+    for expected in has {
+        assert!(
+            lines.iter().any(|line| line == expected),
+            "no {expected:?} in\n{}",
+            lines.join("\n")
+        );
+    }
+    for part in has_not {
+        assert!(
+            !lines.iter().any(|line| line.contains(part)),
+            "{part:?} in\n{}",
+            lines.join("\n")
+        );
+    }
+}
+
+const SOCKET: Wire = Wire::Listener { fd: 6 };
+
+#[test]
+fn a_virtio_machine_has_virtio_devices_and_its_channel_by_name() {
+    check(
+        |_| {},
+        Accelerator::Tcg,
+        SOCKET,
+        &[
+            "-name guest=web,debug-threads=on",
+            "-uuid abababab-abab-abab-abab-abababababab",
+            "-accel tcg,thread=single,tb-size=128",
+            "-m 128M",
+            "-object memory-backend-ram,id=ram,size=128M",
+            "-chardev socket,id=qmp,fd=5,server=on,wait=off",
+            "-chardev socket,id=channel,fd=6,server=on,wait=off",
+            "-device virtserialport,bus=ports.0,chardev=channel,id=channel0,name=org.tether.channel",
+            "-fw_cfg name=opt/tether/key,file=channel.key",
+            "-fw_cfg name=opt/tether/channel,string=virtio:org.tether.channel",
+            "-kernel /k/bzImage",
+            "-initrd /k/i,1.cpio",
+            "-append console=ttyS0 quiet panic=-1 tether.channel=virtio:org.tether.channel loglevel=7",
+        ],
+        &["pvscsi", "vmxnet3", "ide-cd", "-gdb", "netdev", "kvm"],
+    );
+}
+
+#[test]
+fn a_vmware_machine_has_no_virtio_device() {
+    check(
+        |spec| {
+            spec.hardware = Hardware::Vmware;
+            spec.channel = ChannelKind::Serial;
+            spec.nics = vec![nic(&[])];
+        },
+        Accelerator::Tcg,
+        SOCKET,
+        &[
+            "-device pvscsi,id=scsi",
+            "-device isa-serial,id=serial0,chardev=console",
+            "-device isa-serial,id=serial1,chardev=channel",
+            "-device vmxnet3,id=nic0,netdev=net0,mac=02:00:00:00:00:09,romfile=",
+            "-fw_cfg name=opt/tether/channel,string=serial:ttyS1",
+        ],
+        &["virtio", "virtserialport"],
+    );
+}
+
+#[test]
+fn processors_follow_the_accelerator() {
+    check(
+        |spec| spec.cpus = Cpus::new(4).unwrap(),
+        Accelerator::Tcg,
+        SOCKET,
+        &[
+            "-accel tcg,thread=multi,tb-size=128",
+            "-smp cpus=4,sockets=1,cores=4,threads=1",
+        ],
+        &["kvm"],
+    );
+    check(
+        |_| {},
+        Accelerator::Kvm,
+        SOCKET,
+        &["-accel kvm", "-cpu host,migratable=off"],
+        &["tcg"],
+    );
+}
+
+#[test]
+fn a_vsock_is_the_kernels_or_a_daemons() {
+    let vsock = |spec: &mut MachineSpec| spec.channel = ChannelKind::Vsock;
+    check(
+        vsock,
+        Accelerator::Kvm,
+        Wire::Vhost { cid: 77 },
+        &[
+            "-device vhost-vsock-pci,id=vsock,guest-cid=77",
+            "-object memory-backend-ram,id=ram,size=128M",
+        ],
+        &["virtserialport", "vhost-user"],
+    );
+    check(
+        vsock,
+        Accelerator::Tcg,
+        Wire::VhostUser {
+            socket: "vhost.sock",
+        },
+        &[
+            "-chardev socket,id=vsock,path=vhost.sock",
+            "-device vhost-user-vsock-pci,chardev=vsock",
+            "-object memory-backend-memfd,id=ram,share=on,size=128M",
+        ],
+        &["virtserialport"],
+    );
+}
+
+#[test]
+fn ports_are_published_by_the_network() {
+    check(
+        |spec| {
+            spec.nics = vec![nic(&[
+                (Protocol::Tcp, "127.0.0.1:8080", 80),
+                (Protocol::Udp, "[::1]:53", 5353),
+            ])];
+        },
+        Accelerator::Tcg,
+        SOCKET,
+        &[
+            "-netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:[::1]:53-:5353",
+            "-device virtio-net-pci,id=nic0,netdev=net0,mac=02:00:00:00:00:09,romfile=",
+        ],
+        &[],
+    );
+}
+
+#[test]
+fn an_iso_is_booted_by_the_firmware_asked_for() {
+    let iso = |firmware| {
+        move |spec: &mut MachineSpec| {
+            spec.boot = Boot::Iso {
+                iso: "/b/t,1.iso".into(),
+                firmware,
+            }
+        }
+    };
+    let cdrom = "-device ide-cd,bus=ide.2,drive=cdrom,bootindex=0";
+    check(
+        iso(Firmware::Bios),
+        Accelerator::Tcg,
+        SOCKET,
+        &[cdrom],
+        &["pflash", "-kernel", "-append", "sata=off"],
+    );
+    check(
+        iso(Firmware::Uefi),
+        Accelerator::Tcg,
+        SOCKET,
+        &[
+            cdrom,
+            "-drive if=pflash,format=raw,unit=0,readonly=on,file=/fw/a,,b.fd",
+            "-drive if=pflash,format=raw,unit=1,readonly=off,file=uefi-variables.fd",
+        ],
+        &["-kernel", "sata=off"],
+    );
+}
+
+#[test]
+fn a_debugger_may_hold_the_guest() {
+    let debugger = |start| {
+        move |spec: &mut MachineSpec| {
+            spec.debugger = Some(GuestDebugger {
+                listen: "127.0.0.1:1234".parse().unwrap(),
+                start,
+            });
+        }
+    };
+    check(
+        debugger(DebuggerStart::Run),
+        Accelerator::Tcg,
+        SOCKET,
+        &["-gdb tcp:127.0.0.1:1234"],
+        &[],
+    );
+    check(
+        debugger(DebuggerStart::Wait),
+        Accelerator::Tcg,
+        SOCKET,
+        &["-gdb tcp:127.0.0.1:1234", "-S"],
+        &[],
+    );
+}
+
+#[test]
+fn a_disks_file_name_needs_no_escaping_and_its_format_is_never_guessed() {
+    for (access, read_only) in [(DiskAccess::ReadOnly, true), (DiskAccess::ReadWrite, false)] {
+        let nodes = nodes(&disk(access));
+        assert_eq!(nodes[0]["filename"], "/d/a \"b\",c.vmdk");
+        assert_eq!(nodes[1]["driver"], "vmdk");
+        assert_eq!(nodes[1]["file"], nodes[0]["node-name"]);
+        for node in &nodes {
+            assert_eq!(node["read-only"], read_only);
+            assert!(node["node-name"].as_str().unwrap().len() <= 31);
+        }
+    }
+}
+
+#[test]
+fn the_key_is_not_among_the_arguments_nor_its_file_anyones_choice() {
+    let said = lines(&spec(), Accelerator::Tcg, SOCKET).join("\n");
+    assert_eq!(said.matches("opt/tether/key").count(), 1);
+    assert!(said.contains("name=opt/tether/key,file=channel.key"));
+}

@@ -1,0 +1,493 @@
+//! The driver: every machine of one VCH.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use hypervisor::{
+    Applied, Attachment, Boot, Capabilities, Cause, Channel, ChannelKey, ChannelKind, DiskSerial,
+    DiskSpec, Error, EventSender, Events, Fork, ForkParent, Hardware, Hypervisor, Machine as View,
+    MachineId, MachineSpec, Metadata, MetadataChange, Notice, PowerOff, Reconfigure, Repair,
+    Result, Statistics, Template, TemplateId,
+};
+use tokio::sync::mpsc;
+
+use crate::accel::Accelerator;
+use crate::directory::{self, Directory, Record};
+use crate::machine::{Machine, absolute, check_metadata, resolve};
+use crate::process;
+
+const DRIVER: &str = "qemu";
+
+/// What the driver needs to know of its host.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// QEMU.
+    pub program: PathBuf,
+    /// How guest instructions run.
+    pub accelerator: Accelerator,
+    /// UEFI's code and the template of its variables.
+    pub uefi: (PathBuf, PathBuf),
+}
+
+impl Default for Options {
+    /// QEMU from `PATH`, in emulation, with Debian's UEFI (package `ovmf`).
+    fn default() -> Self {
+        Self {
+            program: "qemu-system-x86_64".into(),
+            accelerator: Accelerator::Tcg,
+            uefi: (
+                "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+                "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
+            ),
+        }
+    }
+}
+
+/// The QEMU driver of one VCH. Dropping it leaves its machines running.
+#[derive(Debug)]
+pub struct Qemu {
+    machines_directory: PathBuf,
+    options: Arc<Options>,
+    events: EventSender,
+    machines: Mutex<BTreeMap<MachineId, Arc<Machine>>>,
+    /// What opening repaired, for the first `reconcile`.
+    repairs: Mutex<Vec<Repair>>,
+    /// Held as long as this owns the VCH.
+    _owner: File,
+}
+
+impl Qemu {
+    /// Opens the VCH in this state directory, making it if need be, and takes
+    /// over the machines an earlier owner left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`]: the directory cannot be used, or another process owns
+    /// it.
+    pub async fn open(state: impl Into<PathBuf>, options: Options) -> Result<Self> {
+        let state = state.into();
+        let place = state.display().to_string();
+        Self::open_here(state, options)
+            .await
+            .map_err(|source| Error::Open {
+                driver: DRIVER,
+                place,
+                source,
+            })
+    }
+
+    async fn open_here(state: PathBuf, options: Options) -> std::result::Result<Self, Cause> {
+        let machines = state.join("machines");
+        fs::create_dir_all(&machines).map_err(|source| Cause::File {
+            what: "cannot make directory",
+            path: machines.clone(),
+            source,
+        })?;
+        // As the kernel will call it (`process::find`).
+        let machines_directory = machines.canonicalize().map_err(|source| Cause::File {
+            what: "cannot find",
+            path: machines,
+            source,
+        })?;
+        let lock = state.join("owner.lock");
+        let owner = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock)
+            .map_err(|source| Cause::File {
+                what: "cannot open",
+                path: lock.clone(),
+                source,
+            })?;
+        match owner.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(Cause::hypervisor(
+                    "another process owns this VCH; speak to it, or wait until it has ended",
+                ));
+            }
+            Err(fs::TryLockError::Error(source)) => {
+                return Err(Cause::File {
+                    what: "cannot lock",
+                    path: lock,
+                    source,
+                });
+            }
+        }
+        let driver = Self {
+            machines_directory,
+            options: Arc::new(options),
+            events: EventSender::default(),
+            machines: Mutex::default(),
+            repairs: Mutex::default(),
+            _owner: owner,
+        };
+        driver.adopt().await?;
+        Ok(driver)
+    }
+
+    /// Takes over what is there.
+    async fn adopt(&self) -> std::result::Result<(), Cause> {
+        let listing = directory::list(&self.machines_directory)?;
+        let mut processes: BTreeMap<MachineId, process::Process> = self
+            .processes()?
+            .into_iter()
+            .filter(|found| {
+                !found.removed
+                    && found.directory == self.machines_directory.join(found.id.to_string())
+            })
+            .map(|found| (found.id, found.process))
+            .collect();
+        let mut adopted = Vec::new();
+        for (id, path) in listing.machines {
+            let read =
+                Directory::open(path).and_then(|directory| Ok((directory.read()?, directory)));
+            match read {
+                Ok((record, directory)) => {
+                    let machine =
+                        Machine::new(directory, record, self.options.clone(), self.events.clone());
+                    self.machines().insert(id, machine.clone());
+                    let process = processes.remove(&id);
+                    adopted.push(tokio::spawn(
+                        async move { (id, machine.adopt(process).await) },
+                    ));
+                }
+                Err(error) => self.repaired(
+                    id,
+                    format!("left alone, for its record cannot be read: {error}"),
+                ),
+            }
+        }
+        for machine in adopted {
+            if let Ok((id, Some(what))) = machine.await {
+                self.repaired(id, what);
+            }
+        }
+        Ok(())
+    }
+
+    fn processes(&self) -> std::result::Result<Vec<process::Found>, Cause> {
+        process::find(&self.machines_directory).map_err(|source| Cause::File {
+            what: "cannot look for processes in",
+            path: "/proc".into(),
+            source,
+        })
+    }
+
+    fn repaired(&self, id: MachineId, what: String) {
+        tracing::info!(machine = %id, what, "repaired");
+        self.repairs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Repair { id, what });
+    }
+
+    fn machines(&self) -> MutexGuard<'_, BTreeMap<MachineId, Arc<Machine>>> {
+        // Nothing that can panic runs under this lock.
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self, id: &MachineId) -> std::result::Result<Arc<Machine>, Cause> {
+        self.machines()
+            .get(id)
+            .cloned()
+            .ok_or(Cause::NotFound { what: "machine" })
+    }
+
+    /// Runs an operation on a machine to its end, whether or not the caller
+    /// waits for it: a half-started QEMU is nobody's.
+    async fn on<T, F>(
+        &self,
+        id: &MachineId,
+        operation: impl FnOnce(Arc<Machine>) -> F,
+    ) -> std::result::Result<T, Cause>
+    where
+        T: Send + 'static,
+        F: Future<Output = std::result::Result<T, Cause>> + Send + 'static,
+    {
+        let operation = operation(self.machine(id)?);
+        tokio::spawn(operation)
+            .await
+            .unwrap_or_else(|error| Err(Cause::because("the driver failed", error)))
+    }
+
+    fn create_here(
+        &self,
+        mut spec: MachineSpec,
+        key: ChannelKey,
+        metadata: Metadata,
+    ) -> std::result::Result<(), Cause> {
+        spec.check()?;
+        check_metadata(&metadata)?;
+        if spec.channel == ChannelKind::Vsock {
+            return Err(unsupported(
+                "carry a channel by vsock",
+                "it is not there yet; choose virtio or serial",
+            ));
+        }
+        if spec
+            .nics
+            .iter()
+            .any(|nic| matches!(nic.attachment, Attachment::PortGroup(_)))
+        {
+            return Err(unsupported(
+                "attach a vNIC to a port group",
+                "it has user-mode networking only",
+            ));
+        }
+        match &mut spec.boot {
+            Boot::Kernel {
+                kernel, initramfs, ..
+            } => {
+                absolute(kernel)?;
+                absolute(initramfs)?;
+            }
+            Boot::Iso { iso, .. } => absolute(iso)?,
+        }
+        for disk in &mut spec.disks {
+            resolve(disk)?;
+        }
+        let id = spec.id;
+        let record = Record::new(spec, metadata);
+        let directory = Directory::create(&self.machines_directory, &record, &key)?;
+        let machine = Machine::new(directory, record, self.options.clone(), self.events.clone());
+        self.machines().insert(id, machine);
+        self.events.send(id, Notice::Created);
+        Ok(())
+    }
+
+    async fn reconcile_here(&self) -> std::result::Result<Vec<Repair>, Cause> {
+        // Ended before anything is removed, for they are known by where they run.
+        for found in self.processes()? {
+            let whole = !found.removed
+                && found.directory == self.machines_directory.join(found.id.to_string());
+            let known = whole && self.machines().contains_key(&found.id);
+            let unreadable = whole && !known;
+            if !known && !unreadable {
+                found.process.kill().await;
+                self.repaired(found.id, "ended a QEMU whose machine was gone".into());
+            }
+        }
+        for (id, path) in directory::list(&self.machines_directory)?.leftovers {
+            Directory::open(path)?.remove()?;
+            self.repaired(
+                id,
+                "removed what was left of a machine half made or half removed".into(),
+            );
+        }
+        let vanished: Vec<_> = self
+            .machines()
+            .values()
+            .filter(|machine| !machine.exists())
+            .cloned()
+            .collect();
+        for machine in vanished {
+            let id = machine.id();
+            self.machines().remove(&id);
+            // Its directory is gone, so only the process is left to end.
+            if machine.destroy().await.is_ok() {
+                self.repaired(
+                    id,
+                    "forgot a machine whose directory someone removed".into(),
+                );
+            }
+        }
+        Ok(std::mem::take(
+            &mut *self.repairs.lock().unwrap_or_else(PoisonError::into_inner),
+        ))
+    }
+}
+
+fn unsupported(what: &str, why: &str) -> Cause {
+    Cause::Unsupported {
+        driver: DRIVER,
+        what: what.to_owned(),
+        why: why.to_owned(),
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn name(&self) -> &'static str {
+        DRIVER
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            fork: false,
+            cpu_hot_add: false,
+            memory_hot_add: false,
+            balloon: true,
+            disk_hot_plug: true,
+            hardware: vec![Hardware::Virtio, Hardware::Vmware],
+            channels: vec![ChannelKind::Virtio, ChannelKind::Serial],
+            user_network: true,
+            port_groups: false,
+            accelerated: self.options.accelerator == Accelerator::Kvm,
+        }
+    }
+
+    async fn create(
+        &self,
+        spec: MachineSpec,
+        key: ChannelKey,
+        metadata: Metadata,
+    ) -> Result<MachineId> {
+        let (id, name) = (spec.id, spec.name.clone());
+        self.create_here(spec, key, metadata)
+            .map_err(|source| Error::Create { id, name, source })?;
+        Ok(id)
+    }
+
+    async fn destroy(&self, id: &MachineId) -> Result<()> {
+        self.on(id, |machine| async move { machine.destroy().await })
+            .await
+            .map_err(|source| Error::Destroy { id: *id, source })?;
+        self.machines().remove(id);
+        Ok(())
+    }
+
+    async fn power_on(&self, id: &MachineId) -> Result<()> {
+        self.on(id, |machine| async move { machine.power_on().await })
+            .await
+            .map_err(|source| Error::PowerOn { id: *id, source })
+    }
+
+    async fn power_off(&self, id: &MachineId, how: PowerOff) -> Result<()> {
+        self.on(
+            id,
+            move |machine| async move { machine.power_off(how).await },
+        )
+        .await
+        .map_err(|source| Error::PowerOff { id: *id, source })
+    }
+
+    async fn suspend(&self, id: &MachineId) -> Result<()> {
+        self.on(id, |machine| async move { machine.suspend().await })
+            .await
+            .map_err(|source| Error::Suspend { id: *id, source })
+    }
+
+    async fn resume(&self, id: &MachineId) -> Result<()> {
+        self.on(id, |machine| async move { machine.resume().await })
+            .await
+            .map_err(|source| Error::Resume { id: *id, source })
+    }
+
+    async fn reconfigure(&self, id: &MachineId, change: Reconfigure) -> Result<Applied> {
+        self.on(id, move |machine| async move {
+            machine.reconfigure(change).await
+        })
+        .await
+        .map_err(|source| Error::Reconfigure { id: *id, source })
+    }
+
+    async fn attach_disk(&self, id: &MachineId, disk: DiskSpec) -> Result<()> {
+        let serial = disk.serial.clone();
+        self.on(
+            id,
+            move |machine| async move { machine.attach_disk(disk).await },
+        )
+        .await
+        .map_err(|source| Error::AttachDisk {
+            id: *id,
+            serial,
+            source,
+        })
+    }
+
+    async fn detach_disk(&self, id: &MachineId, serial: &DiskSerial) -> Result<()> {
+        let wanted = serial.clone();
+        self.on(id, move |machine| async move {
+            machine.detach_disk(&wanted).await
+        })
+        .await
+        .map_err(|source| Error::DetachDisk {
+            id: *id,
+            serial: serial.clone(),
+            source,
+        })
+    }
+
+    async fn set_metadata(&self, id: &MachineId, changes: Vec<MetadataChange>) -> Result<()> {
+        self.on(id, move |machine| async move {
+            machine.set_metadata(changes).await
+        })
+        .await
+        .map_err(|source| Error::SetMetadata { id: *id, source })
+    }
+
+    async fn inspect(&self, id: &MachineId) -> Result<View> {
+        let machine = self
+            .machine(id)
+            .map_err(|source| Error::Inspect { id: *id, source })?;
+        Ok(machine.view())
+    }
+
+    async fn list(&self) -> Result<Vec<View>> {
+        Ok(self
+            .machines()
+            .values()
+            .map(|machine| machine.view())
+            .collect())
+    }
+
+    async fn statistics(&self, id: &MachineId) -> Result<Statistics> {
+        self.on(id, |machine| async move { machine.statistics().await })
+            .await
+            .map_err(|source| Error::Statistics { id: *id, source })
+    }
+
+    async fn connect_channel(&self, id: &MachineId) -> Result<Channel> {
+        self.on(id, |machine| async move { machine.connect_channel().await })
+            .await
+            .map_err(|source| Error::ConnectChannel { id: *id, source })
+    }
+
+    async fn console(&self, id: &MachineId) -> Result<Vec<u8>> {
+        self.on(id, |machine| async move { machine.console().await })
+            .await
+            .map_err(|source| Error::Console { id: *id, source })
+    }
+
+    async fn follow_console(&self, id: &MachineId) -> Result<mpsc::Receiver<Vec<u8>>> {
+        self.on(id, |machine| async move { machine.follow_console().await })
+            .await
+            .map_err(|source| Error::Console { id: *id, source })
+    }
+
+    fn events(&self) -> Events {
+        self.events.listen()
+    }
+
+    async fn freeze(&self, id: &MachineId, template: TemplateId) -> Result<Template> {
+        let source = unsupported(
+            "freeze a machine into a template",
+            "forks are not there yet",
+        );
+        Err(Error::Freeze {
+            id: *id,
+            template,
+            source,
+        })
+    }
+
+    async fn fork(&self, parent: &ForkParent, _children: Vec<Fork>) -> Result<Vec<MachineId>> {
+        let source = unsupported("fork", "it is not there yet; boot instead");
+        Err(Error::Fork {
+            parent: parent.clone(),
+            source,
+        })
+    }
+
+    async fn reconcile(&self) -> Result<Vec<Repair>> {
+        self.reconcile_here()
+            .await
+            .map_err(|source| Error::Reconcile { source })
+    }
+}

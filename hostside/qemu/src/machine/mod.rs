@@ -1,0 +1,280 @@
+//! One machine: its record, its QEMU while it has one, and the lock under
+//! which they change.
+//!
+//! What others see of it ([`Machine::view`]) is a copy that takes no lock
+//! held across I/O. The [`watch`] task turns what QEMU says into changes; it
+//! holds the machine weakly, so that dropping the driver ends it and leaves
+//! QEMU running.
+
+mod change;
+mod power;
+mod watch;
+
+pub(crate) use change::{absolute, check_metadata, resolve};
+
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+
+use hypervisor::{
+    Carrier, Cause, Channel, ChannelKind, EventSender, Machine as View, MachineId, Notice,
+    PowerState,
+};
+use tokio::net::UnixStream;
+use tokio::sync::{Mutex, broadcast};
+use tokio::task::AbortHandle;
+
+use crate::console::Console;
+use crate::directory::{CHANNEL_SOCKET, Directory, Life, Record};
+use crate::driver::Options;
+use crate::process::{Ending, Process};
+use crate::qmp::{Qmp, QmpError, RunState};
+use crate::{log, statistics};
+
+/// One machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    id: MachineId,
+    directory: Directory,
+    console: Console,
+    options: Arc<Options>,
+    events: EventSender,
+    view: StdMutex<View>,
+    state: Mutex<State>,
+    /// Devices the guest let go of.
+    deleted: broadcast::Sender<String>,
+}
+
+#[derive(Debug)]
+struct State {
+    record: Record,
+    body: Body,
+}
+
+/// The machine's QEMU.
+#[derive(Debug)]
+enum Body {
+    /// There is none.
+    Off,
+    /// It runs and answers.
+    Running(Running),
+    /// It runs and does not answer; it can only be killed.
+    Mute { process: Process, why: QmpError },
+    /// The machine is being or has been removed.
+    Destroyed,
+}
+
+#[derive(Debug)]
+struct Running {
+    qmp: Qmp,
+    process: Arc<Process>,
+    /// Held for its end.
+    _watch: AbortOnDrop,
+    /// The socket of the newest channel, to close when a newer one comes.
+    channel: Option<std::os::unix::net::UnixStream>,
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Machine {
+    /// A machine that is off, from its directory and record.
+    pub(crate) fn new(
+        directory: Directory,
+        record: Record,
+        options: Arc<Options>,
+        events: EventSender,
+    ) -> Arc<Self> {
+        let power = match &record.life {
+            Life::Off(cause) => PowerState::Off {
+                cause: cause.clone(),
+            },
+            Life::Started => PowerState::On,
+        };
+        let view = View {
+            id: record.spec.id,
+            spec: record.spec.clone(),
+            power,
+            metadata: record.metadata.clone(),
+            created: record.created,
+            started: record.started,
+            stopped: record.stopped,
+        };
+        Arc::new(Self {
+            id: record.spec.id,
+            console: Console::new(directory.path()),
+            directory,
+            options,
+            events,
+            view: StdMutex::new(view),
+            state: Mutex::new(State {
+                record,
+                body: Body::Off,
+            }),
+            deleted: broadcast::channel(64).0,
+        })
+    }
+
+    pub(crate) fn id(&self) -> MachineId {
+        self.id
+    }
+
+    /// The machine as it is known now.
+    pub(crate) fn view(&self) -> View {
+        self.lock_view().clone()
+    }
+
+    fn lock_view(&self) -> MutexGuard<'_, View> {
+        // Nothing that can panic runs under this lock.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the machine's directory is still there.
+    pub(crate) fn exists(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// Makes the view say what the record does.
+    fn show(&self, record: &Record) {
+        let mut view = self.lock_view();
+        view.spec = record.spec.clone();
+        view.metadata = record.metadata.clone();
+        view.started = record.started;
+        view.stopped = record.stopped;
+    }
+
+    /// Changes the power state others see, and tells them if it is news.
+    fn set_power(&self, power: PowerState) {
+        let before = std::mem::replace(&mut self.lock_view().power, power.clone());
+        let notice = match (&before, power) {
+            (PowerState::Off { .. }, PowerState::Off { .. }) => return,
+            (_, PowerState::Off { cause }) => Notice::PoweredOff(cause),
+            (PowerState::On, PowerState::On) | (PowerState::Suspended, PowerState::Suspended) => {
+                return;
+            }
+            (PowerState::Off { .. }, PowerState::On) => Notice::PoweredOn,
+            (PowerState::Suspended, PowerState::On) => Notice::Resumed,
+            (_, PowerState::Suspended) => Notice::Suspended,
+        };
+        self.events.send(self.id, notice);
+    }
+
+    /// A new connection to the channel; an older one ends.
+    pub(crate) async fn connect_channel(&self) -> Result<Channel, Cause> {
+        let mut state = self.state.lock().await;
+        let State { record, body } = &mut *state;
+        let running = body.running(&self.view().power)?;
+        let kind = record.spec.channel;
+        let key = self.directory.key()?;
+        if let Some(older) = running.channel.take() {
+            // QEMU serves one client; this one may be gone already.
+            let _ = older.shutdown(std::net::Shutdown::Both);
+        }
+        let path = self.directory.short(CHANNEL_SOCKET);
+        let fail = |source| Cause::File {
+            what: "cannot connect to",
+            path: self.directory.file(CHANNEL_SOCKET),
+            source,
+        };
+        let stream = std::os::unix::net::UnixStream::connect(path).map_err(fail)?;
+        stream.set_nonblocking(true).map_err(fail)?;
+        running.channel = Some(stream.try_clone().map_err(fail)?);
+        let stream = UnixStream::from_std(stream).map_err(fail)?;
+        let carrier = match kind {
+            ChannelKind::Virtio | ChannelKind::Vsock => Carrier::Stream,
+            ChannelKind::Serial => Carrier::Serial,
+        };
+        Ok(Channel {
+            io: Box::new(stream),
+            kind,
+            carrier,
+            key,
+        })
+    }
+
+    /// The end of the console.
+    pub(crate) async fn console(&self) -> Result<Vec<u8>, Cause> {
+        let qmp = match &self.state.lock().await.body {
+            Body::Running(running) => Some(running.qmp.clone()),
+            Body::Off | Body::Mute { .. } | Body::Destroyed => None,
+        };
+        if let Some(qmp) = qmp {
+            // A QEMU that ends just now drains it on its own way out.
+            let _ = self.console.drain(&qmp).await;
+        }
+        self.console
+            .tail()
+            .map_err(|source| self.console_failure(source))
+    }
+
+    /// The console from power on, as it comes.
+    pub(crate) async fn follow_console(
+        &self,
+    ) -> Result<tokio::sync::mpsc::Receiver<Vec<u8>>, Cause> {
+        let mut state = self.state.lock().await;
+        let running = state.body.running(&self.view().power)?;
+        self.console
+            .follow(&running.qmp)
+            .await
+            .map_err(|source| self.console_failure(source))
+    }
+
+    fn console_failure(&self, source: std::io::Error) -> Cause {
+        Cause::File {
+            what: "cannot read",
+            path: self.directory.file("console.log"),
+            source,
+        }
+    }
+
+    /// What it uses.
+    pub(crate) async fn statistics(&self) -> Result<hypervisor::Statistics, Cause> {
+        let mut state = self.state.lock().await;
+        let State { record, body } = &mut *state;
+        let running = body.running(&self.view().power)?;
+        let pid = running.process.pid();
+        let mut used = statistics::of_process(pid).map_err(|source| {
+            Cause::because(format!("cannot read what process {pid} uses"), source)
+        })?;
+        used.memory_given = record.spec.memory.bytes();
+        if !record.spec.disks.is_empty() {
+            let arguments = serde_json::json!({"query-nodes": true});
+            let answer = running
+                .qmp
+                .execute("query-blockstats", arguments)
+                .await
+                .map_err(refused)?;
+            used.disks = statistics::of_disks(&answer, &record.spec.disks);
+        }
+        Ok(used)
+    }
+}
+
+impl Body {
+    /// The QEMU, if it runs and answers.
+    fn running(&mut self, power: &PowerState) -> Result<&mut Running, Cause> {
+        match self {
+            Self::Running(running) => Ok(running),
+            Self::Off => Err(Cause::WrongState {
+                state: power.clone(),
+            }),
+            Self::Mute { process, why } => Err(Cause::because(
+                format!(
+                    "QEMU (process {}) does not answer; power the machine off to end it",
+                    process.pid()
+                ),
+                why.clone(),
+            )),
+            Self::Destroyed => Err(Cause::NotFound { what: "machine" }),
+        }
+    }
+}
+
+/// A refused command as a cause.
+fn refused(error: QmpError) -> Cause {
+    Cause::because("QEMU did not do it", error)
+}

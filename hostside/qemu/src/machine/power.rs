@@ -1,0 +1,463 @@
+//! On and off.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, SystemTime};
+
+use hypervisor::{
+    Attachment, Boot, DiskAccess, DiskSource, Firmware, MachineSpec, PowerOff, Protocol, StopCause,
+};
+
+use super::*;
+use crate::argv::{self, Prepared, UEFI_VARIABLES, Wire};
+use crate::directory::{LOG, QMP_SOCKET};
+use crate::qmp::EventStream;
+
+/// How long a starting QEMU may take to greet.
+const START: Duration = Duration::from_secs(60);
+/// How long an old QEMU may take to greet a new controller.
+const ATTACH: Duration = Duration::from_secs(30);
+/// How long a QEMU whose control socket is closed may take to end.
+pub(super) const LAST_BREATH: Duration = Duration::from_secs(10);
+/// How long QEMU may take to end when told to, before it is killed. It writes
+/// back its disks meanwhile.
+const QUIT: Duration = Duration::from_secs(20);
+
+impl Machine {
+    /// Starts QEMU.
+    pub(crate) async fn power_on(self: &Arc<Self>) -> Result<(), Cause> {
+        let mut state = self.state.lock().await;
+        match &state.body {
+            Body::Off => {}
+            Body::Running(_) | Body::Mute { .. } => {
+                return Err(Cause::WrongState {
+                    state: self.view().power,
+                });
+            }
+            Body::Destroyed => return Err(Cause::NotFound { what: "machine" }),
+        }
+        let spec = state.record.spec.clone();
+        check_files(&spec)?;
+        check_ports(&spec)?;
+        let before = state.record.clone();
+        state.record.life = Life::Started;
+        state.record.started = SystemTime::now();
+        let log = self.open_log()?;
+        self.console.reset().await;
+        self.directory.write(&state.record)?;
+        match self.start(&spec, &log).await {
+            Ok(running) => {
+                state.body = Body::Running(running);
+                self.show(&state.record);
+                self.set_power(PowerState::On);
+                Ok(())
+            }
+            Err(cause) => {
+                state.record = before;
+                self.remove_sockets();
+                if let Err(error) = self.directory.write(&state.record) {
+                    tracing::warn!(machine = %self.id, %error, "cannot record that a machine did not start");
+                }
+                Err(cause)
+            }
+        }
+    }
+
+    async fn start(self: &Arc<Self>, spec: &MachineSpec, log: &File) -> Result<Running, Cause> {
+        let listen = |name: &'static str| {
+            let _ = fs::remove_file(self.directory.file(name));
+            UnixListener::bind(self.directory.short(name)).map_err(|source| Cause::File {
+                what: "cannot listen on",
+                path: self.directory.file(name),
+                source,
+            })
+        };
+        let qmp = listen(QMP_SOCKET)?;
+        let channel = listen(CHANNEL_SOCKET)?;
+        let uefi_code = match &spec.boot {
+            Boot::Iso {
+                firmware: Firmware::Uefi,
+                ..
+            } => Some(self.prepare_uefi()?),
+            Boot::Iso {
+                firmware: Firmware::Bios,
+                ..
+            }
+            | Boot::Kernel { .. } => None,
+        };
+        let arguments = argv::arguments(&Prepared {
+            spec,
+            accelerator: self.options.accelerator,
+            qmp_fd: qmp.as_raw_fd(),
+            channel: Wire::Listener {
+                fd: channel.as_raw_fd(),
+            },
+            uefi_code,
+        });
+        let inherited = [qmp.as_fd(), channel.as_fd()];
+        let program = &self.options.program;
+        let process = Process::spawn(program, &arguments, self.directory.path(), log, &inherited)
+            .map_err(|source| {
+            Cause::because(
+                format!("cannot start {} (is QEMU installed?)", program.display()),
+                source,
+            )
+        })?;
+        // The listeners are QEMU's alone from here: when it ends, so do they.
+        drop((qmp, channel));
+        let greeted = tokio::select! {
+            greeted = self.greet(START) => greeted,
+            ending = process.ended() => return Err(self.start_failure(&ending)),
+        };
+        match greeted {
+            Ok((qmp, events)) => Ok(self.watched(qmp, events, process)),
+            Err(error) => {
+                let ending = process.kill().await;
+                Err(match ending {
+                    Ending::Killed(9) => Cause::because("QEMU started and did not answer", error),
+                    _ => self.start_failure(&ending),
+                })
+            }
+        }
+    }
+
+    fn start_failure(&self, ending: &Ending) -> Cause {
+        let words = log::last_words(&self.directory.log_tail(log::TAIL));
+        Cause::hypervisor(match words {
+            Some(words) => format!("QEMU {ending}: {words}"),
+            None => format!("QEMU {ending} without a word"),
+        })
+    }
+
+    /// Connects to the control socket.
+    async fn greet(&self, deadline: Duration) -> Result<(Qmp, EventStream), QmpError> {
+        let connect = async {
+            let stream = UnixStream::connect(self.directory.short(QMP_SOCKET))
+                .await
+                .map_err(|error| QmpError::Socket(Arc::new(error)))?;
+            Qmp::connect(stream).await
+        };
+        tokio::time::timeout(deadline, connect)
+            .await
+            .unwrap_or_else(|_| Err(QmpError::Protocol("no greeting in time".into())))
+    }
+
+    fn watched(self: &Arc<Self>, qmp: Qmp, events: EventStream, process: Process) -> Running {
+        let process = Arc::new(process);
+        let task = tokio::spawn(watch::watch(
+            Arc::downgrade(self),
+            qmp.clone(),
+            events,
+            process.clone(),
+        ));
+        Running {
+            qmp,
+            process,
+            _watch: AbortOnDrop(task.abort_handle()),
+            channel: None,
+        }
+    }
+
+    /// Takes over what an earlier controller left: `process` is the machine's
+    /// QEMU, if it has one. Says what it repaired.
+    pub(crate) async fn adopt(self: &Arc<Self>, process: Option<Process>) -> Option<String> {
+        let mut state = self.state.lock().await;
+        match (&state.record.life, process) {
+            (Life::Off(_), None) => None,
+            (Life::Off(_), Some(process)) => {
+                process.kill().await;
+                self.remove_sockets();
+                Some("ended the QEMU of a machine that was off".to_owned())
+            }
+            (Life::Started, None) => {
+                let cause = log::vanished_cause(&self.directory.log_tail(log::TAIL), "is gone");
+                let said = format!("it went off while nobody watched: {cause}");
+                self.record_off(&mut state, cause);
+                self.remove_sockets();
+                Some(said)
+            }
+            (Life::Started, Some(process)) => match self.greet(ATTACH).await {
+                // It may have been found while it ended.
+                Err(why) => {
+                    if let Ok(ending) = tokio::time::timeout(LAST_BREATH, process.ended()).await {
+                        let tail = self.directory.log_tail(log::TAIL);
+                        let cause = log::vanished_cause(&tail, &ending.to_string());
+                        let said = format!("it went off while nobody watched: {cause}");
+                        self.record_off(&mut state, cause);
+                        self.remove_sockets();
+                        return Some(said);
+                    }
+                    let said = format!(
+                        "its QEMU (process {}) does not answer: {why}",
+                        process.pid()
+                    );
+                    state.body = Body::Mute { process, why };
+                    Some(said)
+                }
+                Ok((qmp, events)) => {
+                    let run_state = qmp.run_state().await;
+                    state.body = Body::Running(self.watched(qmp, events, process));
+                    match run_state {
+                        Ok(RunState::Running) => None,
+                        Ok(RunState::Stopped) => {
+                            self.set_power(PowerState::Suspended);
+                            None
+                        }
+                        Ok(ended) => {
+                            let cause = self.cause_of(ended);
+                            let said = format!("it went off while nobody watched: {cause}");
+                            self.finish(&mut state, cause).await;
+                            Some(said)
+                        }
+                        // The watch sees how it ends.
+                        Err(_) => None,
+                    }
+                }
+            },
+        }
+    }
+
+    /// Why a guest that QEMU keeps after its end ended.
+    pub(super) fn cause_of(&self, ended: RunState) -> StopCause {
+        match ended {
+            RunState::Panicked => StopCause::GuestPanic,
+            RunState::Shutdown => log::shutdown_cause(&self.directory.log_tail(log::TAIL)),
+            RunState::InternalError => {
+                let words = log::last_words(&self.directory.log_tail(log::TAIL));
+                StopCause::HypervisorFailed {
+                    detail: words.unwrap_or_else(|| "QEMU internal error".to_owned()),
+                }
+            }
+            RunState::Running | RunState::Stopped => StopCause::PoweredOff,
+        }
+    }
+
+    /// Off, by request or by force.
+    pub(crate) async fn power_off(&self, how: PowerOff) -> Result<(), Cause> {
+        let mut state = self.state.lock().await;
+        match (&state.body, how) {
+            (Body::Off, _) => Ok(()),
+            (Body::Destroyed, _) => Err(Cause::NotFound { what: "machine" }),
+            (Body::Running(running), PowerOff::Ask) => running
+                .qmp
+                .ask("system_powerdown")
+                .await
+                .map(drop)
+                .map_err(refused),
+            (Body::Mute { .. }, PowerOff::Ask) => state.body.running(&self.view().power).map(drop),
+            (Body::Running(_) | Body::Mute { .. }, PowerOff::Cut) => {
+                self.end(&mut state).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the QEMU there is, for the cause it may already have.
+    async fn end(&self, state: &mut State) {
+        let cause = match &state.body {
+            Body::Running(running) => match running.qmp.run_state().await {
+                Ok(run_state) => self.cause_of(run_state),
+                Err(_) => StopCause::PoweredOff,
+            },
+            Body::Mute { .. } => StopCause::PoweredOff,
+            Body::Off | Body::Destroyed => return,
+        };
+        self.finish(state, cause).await;
+    }
+
+    /// Records why the machine is off, then makes it so, then says so.
+    pub(super) async fn finish(&self, state: &mut State, cause: StopCause) {
+        // Dropped at the very end: with it goes the watch, in which this may run.
+        let body = std::mem::replace(&mut state.body, Body::Off);
+        match &body {
+            Body::Running(running) => {
+                let _ = self.console.drain(&running.qmp).await;
+                self.write_off(state, &cause);
+                let quit = async {
+                    // An answer or the end of the connection: both are well.
+                    let _ = running.qmp.ask("quit").await;
+                    running.process.ended().await
+                };
+                if tokio::time::timeout(QUIT, quit).await.is_err() {
+                    running.process.kill().await;
+                }
+            }
+            Body::Mute { process, .. } => {
+                self.write_off(state, &cause);
+                process.kill().await;
+            }
+            Body::Off => self.write_off(state, &cause),
+            Body::Destroyed => {
+                state.body = Body::Destroyed;
+                return;
+            }
+        }
+        self.remove_sockets();
+        self.console.close().await;
+        self.show(&state.record);
+        self.set_power(PowerState::Off { cause });
+    }
+
+    /// Records that a machine without a QEMU is off.
+    fn record_off(&self, state: &mut State, cause: StopCause) {
+        self.write_off(state, &cause);
+        self.show(&state.record);
+        self.set_power(PowerState::Off { cause });
+    }
+
+    fn write_off(&self, state: &mut State, cause: &StopCause) {
+        state.record.life = Life::Off(cause.clone());
+        state.record.stopped = SystemTime::now();
+        // Unwritten, the next controller reads the same from QEMU's log.
+        if let Err(error) = self.directory.write(&state.record) {
+            tracing::warn!(machine = %self.id, %error, "cannot record why a machine is off");
+        }
+    }
+
+    /// Ends and removes the machine.
+    pub(crate) async fn destroy(&self) -> Result<(), Cause> {
+        let mut state = self.state.lock().await;
+        if matches!(state.body, Body::Destroyed) {
+            return Err(Cause::NotFound { what: "machine" });
+        }
+        self.end(&mut state).await;
+        self.directory.remove()?;
+        state.body = Body::Destroyed;
+        self.events.send(self.id, Notice::Destroyed);
+        Ok(())
+    }
+
+    /// Stops the virtual CPUs.
+    pub(crate) async fn suspend(&self) -> Result<(), Cause> {
+        let mut state = self.state.lock().await;
+        let running = state.body.running(&self.view().power)?;
+        running.qmp.ask("stop").await.map_err(refused)?;
+        self.settle(&mut state).await
+    }
+
+    /// Lets the virtual CPUs run.
+    pub(crate) async fn resume(&self) -> Result<(), Cause> {
+        let mut state = self.state.lock().await;
+        let running = state.body.running(&self.view().power)?;
+        // `cont` would also revive a guest that has ended.
+        if running.qmp.run_state().await.map_err(refused)? == RunState::Stopped {
+            running.qmp.ask("cont").await.map_err(refused)?;
+        }
+        self.settle(&mut state).await
+    }
+
+    /// Makes the power state what QEMU says it is.
+    pub(super) async fn settle(&self, state: &mut State) -> Result<(), Cause> {
+        let Body::Running(running) = &state.body else {
+            return Ok(());
+        };
+        match running.qmp.run_state().await.map_err(refused)? {
+            RunState::Running => self.set_power(PowerState::On),
+            RunState::Stopped => self.set_power(PowerState::Suspended),
+            ended => {
+                let cause = self.cause_of(ended);
+                self.finish(state, cause.clone()).await;
+                return Err(Cause::WrongState {
+                    state: PowerState::Off { cause },
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn open_log(&self) -> Result<File, Cause> {
+        let path = self.directory.file(LOG);
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|log| log.set_len(0).map(|()| log))
+            .map_err(|source| Cause::File {
+                what: "cannot open",
+                path,
+                source,
+            })
+    }
+
+    fn remove_sockets(&self) {
+        for name in [QMP_SOCKET, CHANNEL_SOCKET] {
+            let _ = fs::remove_file(self.directory.file(name));
+        }
+    }
+
+    /// Gives the machine UEFI variables of its own, and finds UEFI's code.
+    fn prepare_uefi(&self) -> Result<std::path::PathBuf, Cause> {
+        let (code, variables) = self.options.uefi.clone();
+        let own = self.directory.file(UEFI_VARIABLES);
+        if !code.exists() || !variables.exists() {
+            return Err(Cause::Unsupported {
+                driver: "qemu",
+                what: "boot by UEFI".into(),
+                why: format!("there is no {}; install the package ovmf", code.display()),
+            });
+        }
+        if !own.exists() {
+            fs::copy(&variables, &own).map_err(|source| Cause::File {
+                what: "cannot copy",
+                path: variables,
+                source,
+            })?;
+        }
+        Ok(code)
+    }
+}
+
+/// Opens what QEMU will, to fail in plain words.
+fn check_files(spec: &MachineSpec) -> Result<(), Cause> {
+    let mut files = Vec::new();
+    match &spec.boot {
+        Boot::Kernel {
+            kernel, initramfs, ..
+        } => files.extend([(kernel, false), (initramfs, false)]),
+        Boot::Iso { iso, .. } => files.push((iso, false)),
+    }
+    for disk in &spec.disks {
+        if let DiskSource::File(path) = &disk.source {
+            files.push((path, disk.access == DiskAccess::ReadWrite));
+        }
+    }
+    for (path, write) in files {
+        OpenOptions::new()
+            .read(true)
+            .write(write)
+            .open(path)
+            .map_err(|source| Cause::File {
+                what: "cannot open",
+                path: path.clone(),
+                source,
+            })?;
+    }
+    Ok(())
+}
+
+/// Binds what QEMU will, to fail in plain words. Who takes the port between
+/// this and QEMU's start is reported in QEMU's words.
+fn check_ports(spec: &MachineSpec) -> Result<(), Cause> {
+    for nic in &spec.nics {
+        let Attachment::UserMode { published } = &nic.attachment else {
+            continue;
+        };
+        for port in published {
+            let bound = match port.protocol {
+                Protocol::Tcp => TcpListener::bind(port.host).map(drop),
+                Protocol::Udp => UdpSocket::bind(port.host).map(drop),
+            };
+            bound.map_err(|source| Cause::PortInUse {
+                address: port.host,
+                protocol: port.protocol,
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}

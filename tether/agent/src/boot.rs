@@ -1,0 +1,227 @@
+//! What has to be there before anything else: the machine's own pseudo file systems, limits, and
+//! what the host left to be read at start.
+
+use crate::failure::{Context, Result, invalid};
+use crate::mount::{CLOSED, mount};
+use nix::mount::MsFlags;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use std::fs;
+
+/// tmpfs of the machine (not of the container): mount points and the files the container sees at
+/// /etc/hosts and such.
+pub const RUN: &str = "/run";
+/// The control groups of the machine.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Mounts proc, sys, dev, cgroup2 and /run.
+///
+/// # Errors
+/// Which one, and why.
+pub fn mount_file_systems() -> Result<()> {
+    for directory in ["/proc", "/sys", "/dev", RUN] {
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).context(|| format!("making {directory}"));
+            }
+            _ => {}
+        }
+    }
+    mount("proc", "/proc", "proc", CLOSED, "")?;
+    mount("sysfs", "/sys", "sysfs", CLOSED, "")?;
+    mount(
+        "devtmpfs",
+        "/dev",
+        "devtmpfs",
+        MsFlags::MS_NOSUID,
+        "mode=0755",
+    )?;
+    mount("cgroup2", CGROUPS, "cgroup2", CLOSED, "")?;
+    mount("tmpfs", RUN, "tmpfs", CLOSED, "mode=0755,size=8m")
+}
+
+/// Raises limits for tether (three descriptors a process) and, inherited, for the container, which
+/// gets what Docker's own service file gives it; and takes tether out of the OOM killer's sight.
+///
+/// The rest of "cannot be OOM-killed" needs nothing: tether's pages are in the root control group,
+/// the machine has no swap, and the initramfs its text lives in is never reclaimed.
+pub fn protect() {
+    for (resource, limit) in [
+        (Resource::RLIMIT_NOFILE, 1 << 20),
+        (Resource::RLIMIT_NPROC, RLIM_INFINITY),
+        (Resource::RLIMIT_CORE, RLIM_INFINITY),
+    ] {
+        let _ = setrlimit(resource, limit, limit);
+    }
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// Where the channel is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChannelAddress {
+    /// Listen on this vsock port.
+    Vsock(u32),
+    /// The virtio-serial port of this name.
+    Virtio(String),
+    /// The serial line with this name in /dev.
+    Serial(String),
+}
+
+impl ChannelAddress {
+    /// Reads `vsock:PORT`, `virtio:PORTNAME` or `serial:TTY`.
+    ///
+    /// # Errors
+    /// `Invalid`, with what is possible.
+    pub fn parse(text: &str) -> Result<Self> {
+        let refused = || {
+            invalid(format!(
+                "the channel {text:?} is none of vsock:PORT, virtio:PORTNAME, serial:TTY"
+            ))
+        };
+        let (kind, name) = text.trim().split_once(':').ok_or_else(refused)?;
+        let plain = !name.is_empty() && !name.contains(['/', '\0']);
+        match kind {
+            "vsock" => name.parse().map(Self::Vsock).map_err(|_| refused()),
+            "virtio" if plain => Ok(Self::Virtio(name.into())),
+            "serial" if plain => Ok(Self::Serial(name.into())),
+            _ => Err(refused()),
+        }
+    }
+}
+
+/// What the host left to be read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// Where the channel is.
+    pub channel: ChannelAddress,
+    /// The channel's key; all zero when there is none.
+    pub key: [u8; 32],
+}
+
+const FIRMWARE: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/tether";
+
+impl Configuration {
+    /// From QEMU's fw_cfg where it holds them, else from the kernel command line.
+    ///
+    /// # Errors
+    /// No channel, or one that makes no sense; a key of the wrong form.
+    pub fn read() -> Result<Self> {
+        let line = fs::read_to_string("/proc/cmdline").context(|| "reading /proc/cmdline")?;
+        let firmware = |name: &str| fs::read(format!("{FIRMWARE}/{name}/raw")).ok();
+        Self::from_sources(&line, firmware("channel"), firmware("key"))
+    }
+
+    fn from_sources(
+        line: &str,
+        firmware_channel: Option<Vec<u8>>,
+        firmware_key: Option<Vec<u8>>,
+    ) -> Result<Self> {
+        let channel = match firmware_channel {
+            Some(bytes) => String::from_utf8(bytes)
+                .map_err(|_| invalid("fw_cfg opt/tether/channel is not text"))?,
+            None => parameter(line, "tether.channel").map(str::to_owned).ok_or_else(|| {
+                invalid(
+                    "no channel: put tether.channel=vsock:PORT, virtio:PORTNAME or serial:TTY on \
+                     the kernel command line",
+                )
+            })?,
+        };
+        let key = match (firmware_key, parameter(line, "tether.key")) {
+            (Some(bytes), _) => bytes.try_into().map_err(|bytes: Vec<u8>| {
+                invalid(format!(
+                    "fw_cfg opt/tether/key has {} bytes, not 32",
+                    bytes.len()
+                ))
+            })?,
+            (None, Some(text)) => hexadecimal(text)
+                .ok_or_else(|| invalid("tether.key is not 64 hexadecimal digits"))?,
+            (None, None) => [0; 32],
+        };
+        Ok(Self {
+            channel: ChannelAddress::parse(&channel)?,
+            key,
+        })
+    }
+}
+
+/// The last value of a parameter on a kernel command line (kernel-parameters: later ones win).
+fn parameter<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_ascii_whitespace()
+        .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        .next_back()
+}
+
+/// Reads exactly `N` bytes of hexadecimal digits.
+pub fn hexadecimal<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let [high, low] = [pair[0], pair[1]].map(|digit| char::from(digit).to_digit(16));
+        *byte = (high? * 16 + low?) as u8;
+    }
+    Some(bytes)
+}
+
+/// The kernel's name for this boot.
+pub fn boot_id() -> [u8; 16] {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    hexadecimal(&text.trim().replace('-', "")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_are_read_and_nonsense_is_refused() {
+        let check = |text: &str, expected: Option<ChannelAddress>| {
+            assert_eq!(ChannelAddress::parse(text).ok(), expected, "{text}");
+        };
+        check("vsock:2376", Some(ChannelAddress::Vsock(2376)));
+        check(
+            "virtio:org.tether.channel",
+            Some(ChannelAddress::Virtio("org.tether.channel".into())),
+        );
+        check(
+            "serial:ttyS1\n",
+            Some(ChannelAddress::Serial("ttyS1".into())),
+        );
+        check("serial:../mem", None);
+        check("serial:", None);
+        check("vsock:many", None);
+        check("tcp:1", None);
+        check("", None);
+    }
+
+    #[test]
+    fn firmware_wins_over_the_command_line() {
+        let line = "quiet tether.channel=vsock:1 tether.channel=vsock:2";
+        let read = Configuration::from_sources(line, None, None).unwrap();
+        assert_eq!(read.channel, ChannelAddress::Vsock(2));
+        assert_eq!(read.key, [0; 32]);
+        let firmware = Some(b"serial:ttyS1".to_vec());
+        let read = Configuration::from_sources(line, firmware, Some(vec![7; 32])).unwrap();
+        assert_eq!(read.channel, ChannelAddress::Serial("ttyS1".into()));
+        assert_eq!(read.key, [7; 32]);
+    }
+
+    #[test]
+    fn a_key_of_the_wrong_form_is_refused() {
+        let line = "tether.channel=vsock:1";
+        assert!(Configuration::from_sources(line, None, Some(vec![7; 31])).is_err());
+        let line = "tether.channel=vsock:1 tether.key=ab";
+        assert!(Configuration::from_sources(line, None, None).is_err());
+        let key = "0f".repeat(32);
+        let line = format!("tether.channel=vsock:1 tether.key={key}");
+        let read = Configuration::from_sources(&line, None, None).unwrap();
+        assert_eq!(read.key, [15; 32]);
+    }
+
+    #[test]
+    fn no_channel_is_an_error_that_says_what_to_write() {
+        let error = Configuration::from_sources("quiet", None, None).unwrap_err();
+        assert!(error.message.contains("tether.channel="), "{error}");
+    }
+}

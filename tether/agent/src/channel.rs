@@ -1,0 +1,287 @@
+//! The channel's descriptor: finding it, knowing when the host is there, and moving bytes without
+//! ever waiting.
+//!
+//! | carrier | the host comes | the host goes |
+//! |---|---|---|
+//! | vsock | a connection is accepted; it replaces the one before | end of file, reset |
+//! | virtio-serial | the port is no longer hung up | the port is hung up, or reads nothing |
+//! | serial line | nobody says | nobody says |
+
+use crate::boot::ChannelAddress;
+use crate::container::Container;
+use crate::failure::{Context, Result};
+use crate::poller::{Poller, Token};
+use crate::warning;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::epoll::EpollFlags;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen,
+    socket,
+};
+use nix::sys::stat::Mode;
+use nix::sys::termios::{
+    BaudRate, ControlFlags, FlushArg, InputFlags, SetArg, cfmakeraw, cfsetspeed, tcflush,
+    tcgetattr, tcsetattr,
+};
+use nix::unistd::{read, write};
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use tether_wire::{CarrierKind, GuestSession, Time};
+
+const PORTS: &str = "/sys/class/virtio-ports";
+/// Bytes read at once.
+const READ: usize = 32 * 1024;
+/// Reads, and batches written, before the rest of the machine has its turn.
+const TURNS: usize = 16;
+
+enum Carrier {
+    Vsock { listener: OwnedFd },
+    Virtio,
+    Serial,
+}
+
+/// The open channel.
+pub struct Channel {
+    carrier: Carrier,
+    line: Option<OwnedFd>,
+    connected: bool,
+    readable: bool,
+    writable: bool,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    written: usize,
+}
+
+impl Channel {
+    /// Opens what `address` names; `None` when it is a virtio port that has not appeared.
+    ///
+    /// # Errors
+    /// What the carrier's system calls say.
+    pub fn open(address: &ChannelAddress, poller: &Poller) -> Result<Option<Self>> {
+        let (carrier, line) = match address {
+            ChannelAddress::Vsock(port) => {
+                let listener = listen_on(*port)?;
+                poller.watch(&listener, EpollFlags::EPOLLIN, Token::Listener)?;
+                (Carrier::Vsock { listener }, None)
+            }
+            ChannelAddress::Virtio(name) => {
+                let Some(device) = port_named(name) else {
+                    return Ok(None);
+                };
+                (Carrier::Virtio, Some(open_device(&device)?))
+            }
+            ChannelAddress::Serial(name) => {
+                let line = open_device(&format!("/dev/{name}"))?;
+                make_raw(&line).context(|| format!("setting up /dev/{name}"))?;
+                (Carrier::Serial, Some(line))
+            }
+        };
+        let connected = matches!(carrier, Carrier::Serial);
+        if let Some(line) = &line {
+            watch(poller, line)?;
+        }
+        Ok(Some(Self {
+            carrier,
+            line,
+            connected,
+            readable: false,
+            writable: false,
+            input: vec![0; READ],
+            output: Vec::new(),
+            written: 0,
+        }))
+    }
+
+    /// What the session has to know of it.
+    pub fn kind(&self) -> CarrierKind {
+        match self.carrier {
+            Carrier::Vsock { .. } | Carrier::Virtio => CarrierKind::Stream,
+            Carrier::Serial => CarrierKind::Serial,
+        }
+    }
+
+    /// Tells the session of a line that is there from the start.
+    pub fn begin(&self, session: &mut GuestSession) {
+        if self.connected {
+            session.connected();
+        }
+    }
+
+    /// Takes the newest connection. An older one is of a host side that has been restarted.
+    pub fn accept(&mut self, poller: &Poller, session: &mut GuestSession) {
+        let Carrier::Vsock { listener } = &self.carrier else {
+            return;
+        };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let mut newest = None;
+        while let Ok(fd) = accept4(listener.as_raw_fd(), flags) {
+            let connection = crate::sys::adopt(fd);
+            // Only the host: a process of the container can reach the port too.
+            let host = getpeername::<VsockAddr>(connection.as_raw_fd())
+                .is_ok_and(|peer| peer.cid() == libc::VMADDR_CID_HOST);
+            if host {
+                newest = Some(connection);
+            }
+        }
+        let Some(connection) = newest else { return };
+        self.drop_connection(session);
+        match watch(poller, &connection) {
+            Ok(()) => {
+                self.line = Some(connection);
+                self.connected = true;
+                session.connected();
+            }
+            Err(error) => warning!("{}", error.message),
+        }
+    }
+
+    /// Something happened to the line.
+    pub fn ready(&mut self, flags: EpollFlags, session: &mut GuestSession) {
+        self.readable |= flags.contains(EpollFlags::EPOLLIN);
+        self.writable |= flags.contains(EpollFlags::EPOLLOUT);
+        let hung_up = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+        match self.carrier {
+            // The end is read in its turn, after what came before it.
+            Carrier::Vsock { .. } => self.readable |= hung_up,
+            Carrier::Virtio if hung_up => self.drop_connection(session),
+            Carrier::Virtio => {
+                if !self.connected {
+                    self.connected = true;
+                    session.connected();
+                }
+            }
+            Carrier::Serial => {}
+        }
+    }
+
+    fn drop_connection(&mut self, session: &mut GuestSession) {
+        if self.connected {
+            self.connected = false;
+            session.disconnected();
+        }
+        self.output.clear();
+        self.written = 0;
+        if matches!(self.carrier, Carrier::Vsock { .. }) {
+            self.line = None;
+            self.readable = false;
+            self.writable = false;
+        }
+    }
+
+    /// Reads and hands on what came. Whether there may be more.
+    pub fn pump_in(&mut self, session: &mut GuestSession, machine: &mut Container) -> bool {
+        for _ in 0..TURNS {
+            if !self.readable {
+                return false;
+            }
+            let Some(line) = &self.line else { return false };
+            match read(line, &mut self.input) {
+                Ok(0) => {
+                    self.readable = false;
+                    if !matches!(self.carrier, Carrier::Serial) {
+                        self.drop_connection(session);
+                    }
+                }
+                Ok(length) => {
+                    let now = Time(crate::clock::now());
+                    if let Err(violation) = session.receive(&self.input[..length], now, machine) {
+                        warning!("the host broke the protocol: {violation}");
+                        if matches!(self.carrier, Carrier::Vsock { .. }) {
+                            self.drop_connection(session);
+                        }
+                    }
+                }
+                Err(Errno::EAGAIN) => self.readable = false,
+                Err(Errno::EINTR) => {}
+                Err(_) => {
+                    self.readable = false;
+                    if !matches!(self.carrier, Carrier::Serial) {
+                        self.drop_connection(session);
+                    }
+                }
+            }
+        }
+        self.readable
+    }
+
+    /// Writes what the session has, as far as the line takes it. Whether there may be more.
+    pub fn pump_out(&mut self, session: &mut GuestSession) -> bool {
+        for _ in 0..TURNS {
+            let Some(line) = &self.line else { return false };
+            if self.written == self.output.len() {
+                self.output.clear();
+                self.written = 0;
+                session.transmit(Time(crate::clock::now()), &mut self.output);
+                if self.output.is_empty() {
+                    return false;
+                }
+            }
+            if !self.connected || !self.writable {
+                return false;
+            }
+            match write(line, &self.output[self.written..]) {
+                Ok(length) => self.written += length,
+                Err(Errno::EAGAIN) => self.writable = false,
+                Err(Errno::EINTR) => {}
+                // Reading says so too, and ends the connection.
+                Err(_) => {
+                    self.writable = false;
+                    self.readable = true;
+                    return true;
+                }
+            }
+        }
+        self.writable
+    }
+
+    /// Everything the session gave has gone out.
+    pub fn is_drained(&self) -> bool {
+        self.written == self.output.len()
+    }
+}
+
+fn watch(poller: &Poller, line: &OwnedFd) -> Result<()> {
+    let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT;
+    poller.watch(line, both, Token::Channel)
+}
+
+fn listen_on(port: u32) -> Result<OwnedFd> {
+    let what = || format!("listening on vsock port {port}");
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Vsock, SockType::Stream, flags, None).context(what)?;
+    let address = VsockAddr::new(libc::VMADDR_CID_ANY, port);
+    bind(listener.as_raw_fd(), &address).context(what)?;
+    listen(&listener, Backlog::new(8).unwrap_or(Backlog::MAXCONN)).context(what)?;
+    Ok(listener)
+}
+
+fn open_device(path: &str) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(path, flags, Mode::empty()).context(|| format!("opening {path}"))
+}
+
+/// The device file of the virtio-serial port with this name. The name's file in /sys appears after
+/// the port itself, with an uevent of its own (drivers/char/virtio_console.c).
+fn port_named(wanted: &str) -> Option<String> {
+    for entry in fs::read_dir(PORTS).ok()?.flatten() {
+        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if name.trim_end() == wanted {
+            return Some(format!("/dev/{}", entry.file_name().to_str()?));
+        }
+    }
+    None
+}
+
+/// Every byte as it is, as fast as the line goes, without flow control: the wire has its own, and
+/// retransmits what is lost.
+fn make_raw(line: &OwnedFd) -> nix::Result<()> {
+    let mut settings = tcgetattr(line)?;
+    cfmakeraw(&mut settings);
+    settings.input_flags -= InputFlags::IXOFF | InputFlags::IXANY;
+    settings.control_flags -= ControlFlags::CRTSCTS | ControlFlags::HUPCL | ControlFlags::CSTOPB;
+    settings.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
+    cfsetspeed(&mut settings, BaudRate::B115200)?;
+    tcsetattr(line, SetArg::TCSANOW, &settings)?;
+    tcflush(line, FlushArg::TCIFLUSH)
+}

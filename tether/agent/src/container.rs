@@ -1,0 +1,273 @@
+//! What the host asks for, done: the wire's [`Machine`] on a real one.
+//!
+//! Whatever cannot be answered at once leaves its answer in [`Container::answers`], which the loop
+//! hands to the session; nothing here knows the session's connection.
+
+use crate::cgroup::Groups;
+use crate::failure::{Context, Result};
+use crate::poller::{Poller, Token};
+use crate::process::{Death, Processes, Surroundings};
+use crate::root::Root;
+use crate::setup::{Task, Work};
+use crate::shutdown::Shutdown;
+use crate::sys::{self, Ended};
+use crate::{clock, identity, network, process_list, statistics};
+use nix::fcntl::{OFlag, open};
+use nix::sys::epoll::EpollFlags;
+use nix::sys::stat::Mode;
+use std::collections::VecDeque;
+use tether_wire::guest::{Machine, Outcome, Ticket};
+use tether_wire::message::{
+    Error, ErrorKind, Exit, ExitStatus, MachineEvent, Mount, Network, ProcessId, ProcessPage,
+    ProcessSpec, Reply, Setup, ShutdownSpec, SignalTarget, Started, Statistics, TerminalSize,
+};
+
+/// The machine as the one container it is.
+pub struct Container {
+    /// What the loop waits for.
+    pub poller: Poller,
+    /// Control groups.
+    pub groups: Groups,
+    /// The wire's processes.
+    pub processes: Processes,
+    /// Mounted by setup.
+    pub root: Option<Root>,
+    /// Its vNICs.
+    pub network: network::State,
+    /// Host name and domain name.
+    pub names: (String, String),
+    /// Work that waits for devices, in order.
+    pub tasks: VecDeque<Task>,
+    /// Under way, when asked for.
+    pub shutdown: Option<Shutdown>,
+    /// Answers for the session.
+    pub answers: Vec<(Ticket, Result<Reply>)>,
+    /// Exits for the session.
+    pub exits: Vec<(ProcessId, Exit)>,
+    /// News for the session.
+    pub events: Vec<MachineEvent>,
+    /// OOM kills that were told.
+    kills_told: u64,
+}
+
+impl Container {
+    /// An empty machine.
+    ///
+    /// # Errors
+    /// No control groups; no descriptors.
+    pub fn new(poller: Poller) -> Result<Self> {
+        let groups = Groups::new()?;
+        poller.watch(groups.events(), EpollFlags::EPOLLPRI, Token::OutOfMemory)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let path = "/proc/self/ns/pid";
+        let pids = open(path, flags, Mode::empty()).context(|| format!("opening {path}"))?;
+        Ok(Self {
+            poller,
+            groups,
+            processes: Processes::new(pids),
+            root: None,
+            network: network::State::default(),
+            names: (String::new(), String::new()),
+            tasks: VecDeque::new(),
+            shutdown: None,
+            answers: Vec::new(),
+            exits: Vec::new(),
+            events: Vec::new(),
+            kills_told: 0,
+        })
+    }
+
+    /// A child's pipe says that its program runs, or why not.
+    pub fn launched(&mut self, process: ProcessId) {
+        if let Some(launched) = self.processes.launched(&self.poller, process) {
+            let result = launched.result.map(|pid| Reply::Started(Started { pid }));
+            self.answers.push((launched.ticket, result));
+        }
+    }
+
+    /// A child was reaped.
+    pub fn died(&mut self, pid: i32, ended: Ended) {
+        // Its pipe may hold a failure that nobody has read yet, or close only now.
+        if let Some(process) = self.processes.of_pid(pid) {
+            self.launched(process);
+        }
+        match self.processes.died(pid) {
+            Death::Process {
+                process,
+                mut group,
+                main,
+            } => {
+                let kills = group.new_kills();
+                self.tell_kills(Some(process), kills);
+                let status = match ended {
+                    Ended::Code(code) => ExitStatus::Code(code),
+                    Ended::Signal(signal) => ExitStatus::Signal(signal),
+                };
+                let exit = Exit {
+                    status,
+                    oom_killed: group.was_out_of_memory(),
+                    unix_nanos: clock::unix_nanos(),
+                };
+                self.groups.give_back(group);
+                self.exits.push((process, exit));
+                if main {
+                    // With a pid namespace of its own the kernel has done this already.
+                    self.groups.kill_all();
+                }
+            }
+            Death::Failed { group } => self.groups.give_back(group),
+            Death::Other => {}
+        }
+        self.advance_shutdown();
+    }
+
+    /// The OOM killer may have killed something.
+    pub fn out_of_memory(&mut self) {
+        if !self.groups.kills_rose() {
+            return;
+        }
+        let mut told = Vec::new();
+        for (process, group) in self.processes.groups_mut() {
+            let kills = group.new_kills();
+            if kills > 0 {
+                told.push((process, kills));
+            }
+        }
+        for (process, kills) in told {
+            self.tell_kills(Some(process), kills);
+        }
+        let rest = self.groups.kills().saturating_sub(self.kills_told);
+        self.tell_kills(None, rest);
+    }
+
+    fn tell_kills(&mut self, process: Option<ProcessId>, kills: u64) {
+        if kills > 0 {
+            self.kills_told += kills;
+            self.events.push(MachineEvent::OutOfMemory { process });
+        }
+    }
+
+    /// An answer to DHCP came for the n-th client, or its time has come.
+    pub fn advance_network(&mut self, arrived: Option<u32>) {
+        let names = (self.names.0.as_str(), self.names.1.as_str());
+        self.network
+            .advance(arrived, names, clock::now(), &mut self.events);
+        self.advance_tasks();
+    }
+
+    /// When [`Container::expire`] has to be called at the latest.
+    pub fn deadline(&self) -> Option<u64> {
+        let task = self.tasks.front().map(Task::deadline);
+        let shutdown = self.shutdown.as_ref().map(Shutdown::deadline);
+        [task, shutdown, self.network.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Does what is due.
+    pub fn expire(&mut self, now: u64) {
+        if self.network.deadline().is_some_and(|due| due <= now) {
+            self.advance_network(None);
+        }
+        self.expire_tasks(now);
+        self.advance_shutdown();
+    }
+
+    fn enqueue(&mut self, task: Task) -> Outcome {
+        self.tasks.push_back(task);
+        self.advance_tasks();
+        Outcome::Later
+    }
+}
+
+impl Machine for Container {
+    fn entropy(&mut self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        sys::random_now(&mut bytes);
+        bytes
+    }
+
+    fn setup(&mut self, ticket: Ticket, setup: Setup) -> Outcome {
+        // Before anything else is even looked at.
+        if let Err(error) = identity::assume(&setup.identity) {
+            return Outcome::Done(Err(error));
+        }
+        let Setup {
+            identity,
+            root,
+            mounts,
+            network,
+            deadline_ms,
+        } = setup;
+        self.names = (identity.hostname, identity.domainname);
+        let read_only = root.read_only;
+        let mut steps = VecDeque::from([Work::Root(root)]);
+        steps.extend(mounts.into_iter().map(Work::Mount));
+        steps.push_back(Work::Files { read_only });
+        steps.push_back(Work::Network(network));
+        steps.push_back(Work::Lease);
+        self.enqueue(Task::new(ticket, steps, deadline_ms))
+    }
+
+    fn start(&mut self, ticket: Ticket, process: ProcessId, spec: ProcessSpec) -> Outcome {
+        let refused = |message: &str| Outcome::Done(Err(Error::new(ErrorKind::Busy, message)));
+        let Some(root) = &self.root else {
+            return refused("the container has no root: its setup did not succeed");
+        };
+        if self.shutdown.is_some() {
+            return refused("the machine is shutting down");
+        }
+        let around = Surroundings {
+            poller: &self.poller,
+            groups: &mut self.groups,
+            root,
+            hostname: &self.names.0,
+        };
+        match self.processes.start(ticket, process, &spec, around) {
+            Ok(()) => Outcome::Later,
+            Err(error) => Outcome::Done(Err(error)),
+        }
+    }
+
+    fn signal(&mut self, process: ProcessId, signal: u8, target: SignalTarget) -> Result<()> {
+        self.processes.signal(process, signal, target)
+    }
+
+    fn resize(&mut self, process: ProcessId, size: TerminalSize) -> Result<()> {
+        self.processes.resize(process, size)
+    }
+
+    fn forget(&mut self, process: ProcessId) {
+        self.processes.forget(process);
+    }
+
+    fn processes(&mut self, after: u32) -> Result<ProcessPage> {
+        process_list::page(after)
+    }
+
+    fn statistics(&mut self) -> Result<Statistics> {
+        statistics::measure(self.groups.kills())
+    }
+
+    fn set_clock(&mut self, unix_nanos: u64) -> Result<()> {
+        clock::set(unix_nanos)
+    }
+
+    fn shutdown(&mut self, ticket: Ticket, spec: ShutdownSpec) -> Outcome {
+        self.begin_shutdown(ticket, spec)
+    }
+
+    fn mount(&mut self, ticket: Ticket, mount: Mount) -> Outcome {
+        let steps = VecDeque::from([Work::Mount(mount)]);
+        self.enqueue(Task::new(ticket, steps, LATER_MS))
+    }
+
+    fn network(&mut self, ticket: Ticket, network: Network) -> Outcome {
+        let steps = VecDeque::from([Work::Network(network), Work::Lease]);
+        self.enqueue(Task::new(ticket, steps, LATER_MS))
+    }
+}
+
+/// How long devices are waited for after setup, which has a deadline of its own, in milliseconds.
+const LATER_MS: u32 = 30_000;

@@ -1,0 +1,139 @@
+//! Finding disks: by serial number as the hypervisor gave it, or by ext4 label.
+//!
+//! Nothing here waits: the kernel says on its uevent socket when a block device appears, and the
+//! caller looks again.
+
+use crate::failure::{Result, invalid};
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use tether_wire::message::{DiskId, Error, ErrorKind};
+
+const BLOCK: &str = "/sys/block";
+
+/// The device file of the disk, if it is there now.
+///
+/// # Errors
+/// `Invalid` for an empty name.
+pub fn find(disk: &DiskId) -> Result<Option<String>> {
+    let (DiskId::Serial(wanted) | DiskId::Label(wanted)) = disk;
+    if wanted.is_empty() {
+        return Err(invalid("a disk is named by an empty serial or label"));
+    }
+    let Ok(entries) = fs::read_dir(BLOCK) else {
+        return Ok(None);
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let device = format!("/dev/{name}");
+        let matches = match disk {
+            DiskId::Serial(serial) => has_serial(name, serial),
+            DiskId::Label(label) => {
+                label_of(&device).is_some_and(|found| found == label.as_bytes())
+            }
+        };
+        if matches {
+            return Ok(Some(device));
+        }
+    }
+    Ok(None)
+}
+
+/// What is said when it did not come in time; with what there is instead.
+pub fn absent(disk: &DiskId) -> Error {
+    let mut present = String::new();
+    for entry in fs::read_dir(BLOCK).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if !present.is_empty() {
+            present.push_str(", ");
+        }
+        present.push_str(name);
+        if let Some(serial) = serials(name).into_iter().next() {
+            present.push_str(" (serial ");
+            present.push_str(&String::from_utf8_lossy(&serial));
+            present.push(')');
+        }
+    }
+    if present.is_empty() {
+        present.push_str("none");
+    }
+    let what = match disk {
+        DiskId::Serial(serial) => format!("no disk with serial {serial:?} appeared in time"),
+        DiskId::Label(label) => format!("no ext4 disk with label {label:?} appeared in time"),
+    };
+    Error::new(
+        ErrorKind::NotFound,
+        format!("{what}; the machine's disks: {present}"),
+    )
+}
+
+fn has_serial(name: &str, wanted: &str) -> bool {
+    serials(name)
+        .iter()
+        .any(|serial| serial == wanted.as_bytes())
+}
+
+fn serials(name: &str) -> Vec<Vec<u8>> {
+    // virtio-blk; NVMe; SCSI, whose VPD page 0x80 has a header of four bytes (SPC-4, 7.8.16).
+    let plain = ["serial", "device/serial"]
+        .iter()
+        .filter_map(|file| fs::read(format!("{BLOCK}/{name}/{file}")).ok());
+    let scsi = fs::read(format!("{BLOCK}/{name}/device/vpd_pg80"))
+        .ok()
+        .and_then(|page| Some(page.get(4..)?.to_vec()));
+    plain
+        .chain(scsi)
+        .map(|bytes| trim(&bytes).to_vec())
+        .filter(|serial| !serial.is_empty())
+        .collect()
+}
+
+fn trim(bytes: &[u8]) -> &[u8] {
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
+    bytes[..end].trim_ascii()
+}
+
+fn label_of(device: &str) -> Option<Vec<u8>> {
+    let mut file = fs::File::open(device).ok()?;
+    file.seek(SeekFrom::Start(1024)).ok()?;
+    let mut superblock = [0; 1024];
+    file.read_exact(&mut superblock).ok()?;
+    ext4_label(&superblock).map(<[u8]>::to_vec)
+}
+
+/// The label in an ext4 superblock (kernel fs/ext4/ext4.h: `s_magic` at 0x38, `s_volume_name` at
+/// 0x78, 16 bytes).
+fn ext4_label(superblock: &[u8; 1024]) -> Option<&[u8]> {
+    (superblock[0x38..0x3a] == [0x53, 0xef]).then(|| {
+        let field = &superblock[0x78..0x88];
+        let end = field.iter().position(|byte| *byte == 0).unwrap_or(16);
+        &field[..end]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_read_only_from_an_ext4_superblock() {
+        let mut superblock = [0; 1024];
+        superblock[0x78..0x7c].copy_from_slice(b"data");
+        assert_eq!(ext4_label(&superblock), None);
+        superblock[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+        assert_eq!(ext4_label(&superblock), Some(&b"data"[..]));
+        superblock[0x78..0x88].copy_from_slice(b"sixteen-letters!");
+        assert_eq!(ext4_label(&superblock), Some(&b"sixteen-letters!"[..]));
+    }
+
+    #[test]
+    fn serials_lose_their_padding() {
+        assert_eq!(trim(b"abc  \n"), b"abc");
+        assert_eq!(trim(b"abc\0\0"), b"abc");
+        assert_eq!(trim(b"   "), b"");
+    }
+}

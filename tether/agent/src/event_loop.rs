@@ -1,0 +1,184 @@
+//! The one loop: descriptors and deadlines in, calls of the container, the session and the channel
+//! out. Nothing in it waits but [`Poller::wait`](crate::poller::Poller::wait).
+
+use crate::boot::{self, ChannelAddress, Configuration};
+use crate::channel::Channel;
+use crate::clock;
+use crate::container::Container;
+use crate::failure::{Context, Result};
+use crate::poller::{Event, Poller, Token};
+use crate::reaper::Reaper;
+use nix::sys::epoll::EpollFlags;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use std::os::fd::{AsRawFd, OwnedFd};
+use tether_wire::message::{Error, ErrorKind};
+use tether_wire::{ChannelKey, GuestSession};
+
+/// How long a virtio-serial port may take to appear, in microseconds.
+const CHANNEL_DEADLINE: u64 = 30_000_000;
+
+/// Tether, running.
+pub struct Tether {
+    container: Container,
+    session: GuestSession,
+    channel: Channel,
+    reaper: Reaper,
+    uevents: OwnedFd,
+}
+
+impl Tether {
+    /// Opens everything the loop waits for, the channel last.
+    ///
+    /// # Errors
+    /// What cannot be opened; a channel that does not appear.
+    pub fn new(configuration: &Configuration) -> Result<Self> {
+        let poller = Poller::new()?;
+        let reaper = Reaper::new(&poller)?;
+        let uevents = listen_for_uevents(&poller)?;
+        let container = Container::new(poller)?;
+        let channel = find_channel(&configuration.channel, &container.poller, &uevents)?;
+        let key = ChannelKey(configuration.key);
+        let mut session = GuestSession::new(channel.kind(), key, boot::boot_id());
+        channel.begin(&mut session);
+        Ok(Self {
+            container,
+            session,
+            channel,
+            reaper,
+            uevents,
+        })
+    }
+
+    /// Runs until the machine ends.
+    pub fn run(mut self) -> ! {
+        let mut events = Vec::new();
+        loop {
+            let more = self.settle();
+            let timeout = if more { Some(0) } else { self.timeout() };
+            self.container.poller.wait(timeout, &mut events);
+            for event in &events {
+                self.dispatch(*event);
+            }
+            let now = clock::now();
+            if self.container.deadline().is_some_and(|due| due <= now) {
+                self.container.expire(now);
+            }
+        }
+    }
+
+    /// Milliseconds until something is due, rounded up.
+    fn timeout(&self) -> Option<u64> {
+        let session = self.session.timeout().map(|time| time.0);
+        let due = [session, self.container.deadline()]
+            .into_iter()
+            .flatten()
+            .min()?;
+        Some(due.saturating_sub(clock::now()).div_ceil(1000))
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        let Self {
+            container,
+            session,
+            channel,
+            ..
+        } = self;
+        match event.token {
+            Token::Signals => self.reaper.reap(container),
+            Token::Uevents => {
+                drain(&self.uevents);
+                container.advance_tasks();
+            }
+            Token::Listener => channel.accept(&container.poller, session),
+            Token::Channel => channel.ready(event.flags, session),
+            Token::OutOfMemory => container.out_of_memory(),
+            Token::Worker => container.advance_tasks(),
+            Token::Dhcp(number) => container.advance_network(Some(number)),
+            Token::Launch(process) => container.launched(process),
+            Token::Output(..) | Token::Input(_) | Token::Terminal(_) => {
+                container.processes.ready(session, event);
+            }
+        }
+    }
+
+    /// Carries between container, session and channel what each has for the others. Whether there
+    /// may be more at once.
+    fn settle(&mut self) -> bool {
+        let Self {
+            container,
+            session,
+            channel,
+            ..
+        } = self;
+        let mut more = channel.pump_in(session, container);
+        while !container.answers.is_empty() {
+            for (ticket, result) in std::mem::take(&mut container.answers) {
+                session.complete(ticket, result, container);
+            }
+        }
+        for (process, exit) in container.exits.drain(..) {
+            session.exited(process, exit);
+        }
+        for event in container.events.drain(..) {
+            session.event(event);
+        }
+        while let Some(ready) = session.next_ready() {
+            container.processes.resume(session, ready);
+        }
+        more |= channel.pump_out(session);
+        while let Some(ready) = session.next_ready() {
+            container.processes.resume(session, ready);
+            more = true;
+        }
+        container.end_if_done(session.is_flushed() && channel.is_drained());
+        more
+    }
+}
+
+/// The kernel's own uevents, without udev's (lib/kobject_uevent.c).
+fn listen_for_uevents(poller: &Poller) -> Result<OwnedFd> {
+    let what = || "listening for uevents";
+    let events = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::NetlinkKObjectUEvent,
+    )
+    .context(what)?;
+    bind(events.as_raw_fd(), &NetlinkAddr::new(0, 1)).context(what)?;
+    poller.watch(&events, EpollFlags::EPOLLIN, Token::Uevents)?;
+    Ok(events)
+}
+
+/// What came does not matter, only that something did: whoever waits looks for itself. An overflow
+/// (`ENOBUFS`) is one event as well.
+fn drain(events: &OwnedFd) {
+    let mut buffer = [0; 4096];
+    loop {
+        match recv(events.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(_) | Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn find_channel(address: &ChannelAddress, poller: &Poller, uevents: &OwnedFd) -> Result<Channel> {
+    let deadline = clock::now() + CHANNEL_DEADLINE;
+    let mut events = Vec::new();
+    loop {
+        if let Some(channel) = Channel::open(address, poller)? {
+            return Ok(channel);
+        }
+        let left = deadline.saturating_sub(clock::now());
+        if left == 0 {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("the channel {address:?} did not appear"),
+            ));
+        }
+        poller.wait(Some(left.div_ceil(1000)), &mut events);
+        drain(uevents);
+    }
+}

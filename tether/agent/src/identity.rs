@@ -1,0 +1,74 @@
+//! Who the machine is: what a fork must have of its own before any instruction of the workload.
+
+use crate::clock;
+use crate::failure::{Context, Result, invalid};
+use crate::root::write_file;
+use crate::sys;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::fmt::Write;
+use std::os::fd::AsFd;
+use tether_wire::message::Identity;
+
+/// Takes it on: random generator first, so that nothing after it shares a number with another
+/// machine, then clock and names.
+///
+/// # Errors
+/// Which part, and why.
+pub fn assume(identity: &Identity) -> Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let what = || "seeding the random generator";
+    let random = open("/dev/urandom", flags, Mode::empty()).context(what)?;
+    sys::seed_generator(random.as_fd(), &identity.seed).context(what)?;
+    clock::set(identity.unix_nanos)?;
+    check_name(&identity.hostname)?;
+    nix::unistd::sethostname(&identity.hostname).context(|| "setting the hostname")?;
+    if !identity.domainname.is_empty() {
+        check_name(&identity.domainname)?;
+        sys::set_domain_name(&identity.domainname).context(|| "setting the domain name")?;
+    }
+    write_file("hostname", &format!("{}\n", identity.hostname))?;
+    write_file("machine-id", &machine_id(&identity.machine_id))
+}
+
+/// A name ends up in lines of /etc/hosts.
+fn check_name(name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_graphic();
+    if name.len() <= 64 && name.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(invalid(format!("the host name {name:?} is not possible")))
+    }
+}
+
+/// machine-id(5): 32 lower-case hexadecimal digits and a newline.
+fn machine_id(id: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(33);
+    for byte in id {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_id_is_32_digits_and_a_newline() {
+        let mut id = [0; 16];
+        id[0] = 0xab;
+        id[15] = 1;
+        assert_eq!(machine_id(&id), "ab000000000000000000000000000001\n");
+    }
+
+    #[test]
+    fn names_that_would_break_a_line_are_refused() {
+        assert!(check_name("web-1.example").is_ok());
+        assert!(check_name("").is_ok());
+        assert!(check_name("two words").is_err());
+        assert!(check_name("line\nbreak").is_err());
+        assert!(check_name(&"x".repeat(65)).is_err());
+    }
+}

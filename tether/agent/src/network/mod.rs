@@ -1,0 +1,270 @@
+//! The container's network: vNICs found by MAC, named, addressed, routed; and the names of hosts.
+//!
+//! Nothing is kept that the host did not send, so that a fork told of another network has that one
+//! and nothing of its template's.
+
+mod dhcp;
+mod names;
+mod netlink;
+
+use crate::failure::{Context, Result};
+use crate::poller::Poller;
+use crate::root::write_file;
+use dhcp::Client;
+use netlink::Netlink;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use tether_wire::message::{
+    Address, Error, ErrorKind, Interface, InterfaceAddressing, MachineEvent, Network, Route,
+};
+
+const LINKS: &str = "/sys/class/net";
+
+/// What was last asked for, and what leases add to it.
+#[derive(Default)]
+pub struct State {
+    wanted: Network,
+    clients: Vec<Client>,
+}
+
+/// A link as /sys shows it.
+struct Link {
+    name: String,
+    index: u32,
+}
+
+impl State {
+    /// The first vNIC that is asked for and not there.
+    pub fn absent(network: &Network) -> Option<&Interface> {
+        let links = links();
+        network
+            .interfaces
+            .iter()
+            .find(|wanted| !links.iter().any(|(mac, _)| *mac == wanted.mac.to_string()))
+    }
+
+    /// What is said when it did not come in time.
+    pub fn absence(wanted: &Interface) -> Error {
+        let present: Vec<String> = links().into_iter().map(|(mac, _)| mac).collect();
+        Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "no vNIC with the MAC address {} appeared in time; the machine's: {}",
+                wanted.mac,
+                present.join(", ")
+            ),
+        )
+    }
+
+    /// Replaces the network. All its vNICs are there.
+    ///
+    /// # Errors
+    /// Which part, and why.
+    pub fn apply(
+        &mut self,
+        network: Network,
+        names: (&str, &str),
+        poller: &Poller,
+        now: u64,
+    ) -> Result<()> {
+        self.clients.clear();
+        self.wanted = network;
+        let netlink = Netlink::open()?;
+        if let Some(index) = index_of("lo") {
+            netlink.set_up(index, true)?;
+        }
+        let named = name_links(&netlink, &self.wanted.interfaces)?;
+        for (wanted, index) in self.wanted.interfaces.iter().zip(named) {
+            if wanted.mtu != 0 {
+                netlink.set_mtu(index, wanted.mtu)?;
+            }
+            netlink.set_up(index, true)?;
+            match &wanted.addressing {
+                InterfaceAddressing::Static { addresses, routes } => {
+                    for address in addresses {
+                        netlink.add_address(index, address)?;
+                    }
+                    // On-link ones first: a gateway must be reachable before it is named.
+                    let (direct, through): (Vec<&Route>, Vec<&Route>) =
+                        routes.iter().partition(|route| route.gateway.is_none());
+                    for route in direct.into_iter().chain(through) {
+                        netlink.add_route(index, route)?;
+                    }
+                }
+                InterfaceAddressing::Dhcp => {
+                    let number = self.clients.len() as u32;
+                    let client = Client::start(&wanted.name, wanted.mac, index, names.0, now)?;
+                    client.watch(poller, number)?;
+                    self.clients.push(client);
+                }
+            }
+        }
+        self.write_names(names)
+    }
+
+    /// Writes /etc/hosts and /etc/resolv.conf from what is known now.
+    fn write_names(&self, (hostname, domainname): (&str, &str)) -> Result<()> {
+        let mut own: Vec<IpAddr> = Vec::new();
+        for interface in &self.wanted.interfaces {
+            if let InterfaceAddressing::Static { addresses, .. } = &interface.addressing {
+                own.extend(addresses.iter().map(|address| address.address));
+            }
+        }
+        let mut servers = Vec::new();
+        for lease in self.clients.iter().filter_map(Client::lease) {
+            own.push(IpAddr::V4(lease.address));
+            servers.extend(lease.servers.iter().copied().map(IpAddr::V4));
+        }
+        let hosts = names::hosts(&own, hostname, domainname, &self.wanted.hosts)?;
+        write_file("hosts", &hosts)?;
+        write_file(
+            "resolv.conf",
+            &names::resolv_conf(&self.wanted.dns, &servers)?,
+        )
+    }
+
+    /// The name of a vNIC that still waits for its first lease.
+    pub fn without_lease(&self) -> Option<&str> {
+        self.clients
+            .iter()
+            .find(|client| client.lease().is_none())
+            .map(Client::interface)
+    }
+
+    /// When a DHCP client has something to do next.
+    pub fn deadline(&self) -> Option<u64> {
+        self.clients.iter().map(Client::deadline).min()
+    }
+
+    /// A DHCP answer may have come for client `number`, or time has passed for any.
+    pub fn advance(
+        &mut self,
+        arrived: Option<u32>,
+        names: (&str, &str),
+        now: u64,
+        events: &mut Vec<MachineEvent>,
+    ) {
+        let mut changed = false;
+        for (number, client) in (0..).zip(&mut self.clients) {
+            let before = client.lease().cloned();
+            if arrived == Some(number) {
+                client.receive(now);
+            }
+            client.expire(now);
+            if client.lease() == before.as_ref() {
+                continue;
+            }
+            changed = true;
+            if let Err(error) = install(client) {
+                events.push(MachineEvent::Warning {
+                    message: error.message,
+                });
+            }
+            match client.lease() {
+                Some(lease) => events.push(MachineEvent::Lease {
+                    interface: client.interface().to_owned(),
+                    address: lease.prefixed(),
+                    gateway: lease.router.map(IpAddr::V4),
+                }),
+                None => events.push(MachineEvent::Warning {
+                    message: format!("the DHCP lease of {} ended", client.interface()),
+                }),
+            }
+        }
+        if changed && let Err(error) = self.write_names(names) {
+            events.push(MachineEvent::Warning {
+                message: error.message,
+            });
+        }
+    }
+}
+
+/// Puts a lease, or its end, on the vNIC.
+fn install(client: &Client) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let index = client.index();
+    netlink.flush(index)?;
+    let Some(lease) = client.lease() else {
+        return Ok(());
+    };
+    netlink.add_address(index, &lease.prefixed())?;
+    if let Some(router) = lease.router {
+        let everywhere = Address {
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            prefix: 0,
+        };
+        netlink.add_route(
+            index,
+            &Route {
+                destination: everywhere,
+                gateway: Some(IpAddr::V4(router)),
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Gives every vNIC its name and nothing else, down and empty; their indices in the same order.
+fn name_links(netlink: &Netlink, interfaces: &[Interface]) -> Result<Vec<u32>> {
+    let mut indices = Vec::new();
+    for wanted in interfaces {
+        let mac = wanted.mac.to_string();
+        let links = links();
+        let (_, link) = links
+            .iter()
+            .find(|(found, _)| *found == mac)
+            .ok_or_else(|| State::absence(wanted))?;
+        netlink.flush(link.index)?;
+        netlink.set_up(link.index, false)?;
+        if link.name != wanted.name {
+            if let Some((_, other)) = links.iter().find(|(_, other)| other.name == wanted.name) {
+                // Its turn comes, or nobody asked for it.
+                netlink.set_up(other.index, false)?;
+                netlink.rename(other.index, &format!("link{}", other.index))?;
+            }
+            netlink.rename(link.index, &wanted.name)?;
+        }
+        indices.push(link.index);
+    }
+    Ok(indices)
+}
+
+fn links() -> Vec<(String, Link)> {
+    let mut links = Vec::new();
+    for entry in fs::read_dir(LINKS).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let mac = fs::read_to_string(format!("{LINKS}/{name}/address")).unwrap_or_default();
+        if let Some(index) = index_of(&name) {
+            links.push((mac.trim().to_owned(), Link { name, index }));
+        }
+    }
+    links
+}
+
+fn index_of(name: &str) -> Option<u32> {
+    let text = fs::read_to_string(format!("{LINKS}/{name}/ifindex")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Names of the links that are there, loopback aside, for measuring.
+///
+/// # Errors
+/// /sys cannot be read.
+pub fn names() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(LINKS)
+        .context(|| format!("reading {LINKS}"))?
+        .flatten()
+    {
+        if let Ok(name) = entry.file_name().into_string()
+            && name != "lo"
+            && fs::metadata(format!("{LINKS}/{name}/device")).is_ok()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,351 @@
+//! The container's root: the image disk, what every container finds mounted in it, and the few
+//! files of /etc that are the machine's and not the image's.
+//!
+//! The disk is mounted twice: where tether makes what is missing ([`DISK`]) and where the container
+//! lives ([`ROOT`]), which alone becomes read-only. Mounts below `ROOT` propagate into the main
+//! process's mount namespace, so a volume can be added while it runs.
+
+use crate::failure::{Context, Result, invalid};
+use crate::mount::{self, CLOSED, mount, path_of};
+use crate::tree::Tree;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
+use nix::unistd::symlinkat;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Where the container's root is mounted.
+pub const ROOT: &str = "/run/root";
+const DISK: &str = "/run/disk";
+const ETC: &str = "/run/etc";
+const VOLUME: &str = "/run/volume";
+
+/// The mounted root.
+pub struct Root {
+    view: Tree,
+    disk: Tree,
+}
+
+/// Files that tether keeps and the container sees in /etc.
+const FILES: [&str; 4] = ["hostname", "hosts", "resolv.conf", "machine-id"];
+
+impl Root {
+    /// Mounts the image disk at `device` and what belongs into every container.
+    ///
+    /// # Errors
+    /// Which mount failed, and why.
+    pub fn mount(device: &str) -> Result<Self> {
+        for directory in [DISK, ROOT, ETC] {
+            make_directory(directory)?;
+        }
+        mount(device, DISK, "ext4", MsFlags::empty(), "")?;
+        mount::bind(DISK, ROOT)?;
+        let none = None::<&str>;
+        nix::mount::mount(none, ROOT, none, MsFlags::MS_SHARED, none)
+            .context(|| format!("sharing {ROOT}"))?;
+        let root = Self {
+            view: Tree::open(ROOT)?,
+            disk: Tree::open(DISK)?,
+        };
+        root.mount_pseudo_file_systems()?;
+        Ok(root)
+    }
+
+    /// The tree as tether sees it: without proc and cgroup2, which the main process mounts in its
+    /// own namespaces.
+    pub fn tree(&self) -> &Tree {
+        &self.view
+    }
+
+    fn mount_at(&self, kind: &str, target: &str, flags: MsFlags, data: &str) -> Result<()> {
+        let directory = self.make_directory(target)?;
+        nix::mount::mount(
+            Some(kind),
+            path_of(directory.as_fd()).as_str(),
+            Some(kind),
+            flags,
+            Some(data),
+        )
+        .context(|| format!("mounting {kind} on {target} of the container"))
+    }
+
+    /// As Docker lays them out, but for what it hides of proc: the machine is the container's own.
+    fn mount_pseudo_file_systems(&self) -> Result<()> {
+        self.make_directory("/proc")?;
+        self.mount_at("sysfs", "/sys", CLOSED | MsFlags::MS_RDONLY, "")?;
+        let device_flags = MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME;
+        self.mount_at("tmpfs", "/dev", device_flags, "mode=0755,size=64k")?;
+        self.make_devices()?;
+        let programless = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
+        self.mount_at("devpts", "/dev/pts", programless, options)?;
+        self.mount_at("tmpfs", "/dev/shm", CLOSED, "mode=1777,size=64m")?;
+        // A kernel without POSIX message queues has no file system for them.
+        match self.mount_at("mqueue", "/dev/mqueue", CLOSED, "") {
+            Err(error) if error.errno == Errno::ENODEV as u16 => Ok(()),
+            other => other,
+        }
+    }
+
+    fn make_devices(&self) -> Result<()> {
+        let directory = self.make_directory("/dev")?;
+        let mode = Mode::from_bits_truncate(0o666);
+        // Numbers: Documentation/admin-guide/devices.txt.
+        for (name, major, minor) in [
+            ("null", 1, 3),
+            ("zero", 1, 5),
+            ("full", 1, 7),
+            ("random", 1, 8),
+            ("urandom", 1, 9),
+            ("tty", 5, 0),
+        ] {
+            // umask 0 would be a state of the whole program: chmod by name in our own tmpfs.
+            let what = || format!("making /dev/{name}");
+            let number = makedev(major, minor);
+            mknodat(directory.as_fd(), name, SFlag::S_IFCHR, mode, number).context(what)?;
+            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
+            nix::sys::stat::fchmodat(directory.as_fd(), name, mode, follow).context(what)?;
+        }
+        for (name, target) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+            ("core", "/proc/kcore"),
+            ("ptmx", "pts/ptmx"),
+        ] {
+            symlinkat(target, directory.as_fd(), name).context(|| format!("making /dev/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// A directory of the container, made where missing, even below a read-only root.
+    ///
+    /// # Errors
+    /// What `mkdir(2)` says.
+    pub fn make_directory(&self, path: &str) -> Result<OwnedFd> {
+        self.or_on_disk(|tree| tree.make_directory(path))
+    }
+
+    fn make_file(&self, path: &str) -> Result<OwnedFd> {
+        self.or_on_disk(|tree| tree.make_file(path))
+    }
+
+    fn or_on_disk(&self, make: impl Fn(&Tree) -> Result<OwnedFd>) -> Result<OwnedFd> {
+        match make(&self.view) {
+            Err(error) if error.errno == Errno::EROFS as u16 => {
+                make(&self.disk)?;
+                make(&self.view)
+            }
+            other => other,
+        }
+    }
+
+    /// Lays tether's files over the image's: /etc/hosts and its like.
+    ///
+    /// # Errors
+    /// Which file, and why.
+    pub fn mount_files(&self) -> Result<()> {
+        for name in FILES {
+            let source = file(name);
+            if fs::metadata(&source).is_ok() {
+                let target = self.make_file(&format!("/etc/{name}"))?;
+                mount::bind(&source, &path_of(target.as_fd())).map_err(|mut error| {
+                    error.message = format!("/etc/{name} of the container: {error}");
+                    error
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the root read-only for the container; what is mounted on it stays as it is.
+    ///
+    /// # Errors
+    /// What `mount(2)` says.
+    pub fn make_read_only(&self) -> Result<()> {
+        mount::make_read_only(ROOT, MsFlags::empty())
+    }
+
+    /// Mounts a tmpfs: `data` as tmpfs(5) takes it.
+    ///
+    /// # Errors
+    /// A target that is not absolute; options that make no sense; what `mount(2)` says.
+    pub fn mount_tmpfs(&self, target: &str, flags: MsFlags, data: &str) -> Result<()> {
+        self.mount_at("tmpfs", absolute(target)?, flags, data)
+    }
+
+    /// Mounts a volume.
+    ///
+    /// # Errors
+    /// A target that is not absolute; what `mount(2)` says.
+    pub fn mount_volume(&self, volume: &Volume, target: &str, flags: MsFlags) -> Result<()> {
+        let directory = self.make_directory(absolute(target)?)?;
+        let place = path_of(directory.as_fd());
+        let what = || format!("mounting {target} of the container");
+        match volume {
+            Volume::Device(device) => {
+                let (device, none) = (Some(device.as_str()), None::<&str>);
+                nix::mount::mount(device, place.as_str(), Some("ext4"), flags, none).context(what)
+            }
+            Volume::Prepared => {
+                mount::bind(VOLUME, &place)?;
+                if flags.contains(MsFlags::MS_RDONLY) {
+                    // By its path, because the descriptor names what is now covered.
+                    let covered = self.view.find_directory(target).context(what)?;
+                    mount::make_read_only(&path_of(covered.as_fd()), MsFlags::empty())?;
+                }
+                umount2(VOLUME, MntFlags::empty()).context(|| format!("unmounting {VOLUME}"))
+            }
+        }
+    }
+
+    /// Mounts a new volume aside, for filling; whether there is anything to fill it with.
+    ///
+    /// # Errors
+    /// What `mount(2)` says.
+    pub fn prepare_volume(&self, device: &str, target: &str) -> Result<bool> {
+        make_directory(VOLUME)?;
+        mount(device, VOLUME, "ext4", MsFlags::empty(), "")?;
+        let holds_nothing = fs::read_dir(VOLUME)
+            .context(|| format!("reading {VOLUME}"))?
+            .flatten()
+            .all(|entry| entry.file_name() == "lost+found");
+        Ok(holds_nothing && self.view.find_directory(absolute(target)?).is_ok())
+    }
+
+    /// Copies what the image has at `target` into the prepared volume. Takes its time: for a
+    /// process of its own.
+    ///
+    /// # Errors
+    /// What could not be copied, and why.
+    pub fn fill_volume(&self, target: &str) -> Result<()> {
+        let source = self
+            .view
+            .find_directory(target)
+            .context(|| format!("opening {target} of the image"))?;
+        crate::copy::tree(&path_of(source.as_fd()), VOLUME)
+    }
+}
+
+/// Where a volume is.
+pub enum Volume {
+    /// On this device file.
+    Device(String),
+    /// Mounted aside by [`Root::prepare_volume`].
+    Prepared,
+}
+
+fn absolute(path: &str) -> Result<&str> {
+    if path.starts_with('/') && !path.contains('\0') {
+        Ok(path)
+    } else {
+        Err(invalid(format!("the path {path:?} is not absolute")))
+    }
+}
+
+fn file(name: &str) -> String {
+    format!("{ETC}/{name}")
+}
+
+fn make_directory(path: &str) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.context(|| format!("making {path}")),
+    }
+}
+
+/// Writes one of the files the container sees in /etc. The file stays the same one, so that a
+/// container already running sees the change.
+///
+/// # Errors
+/// Which file, and why.
+pub fn write_file(name: &str, content: &str) -> Result<()> {
+    make_directory(ETC)?;
+    fs::write(file(name), content).context(|| format!("writing {}", file(name)))
+}
+
+/// Unmounts everything of the container, innermost first, and writes out what is cached.
+///
+/// # Errors
+/// The first that would not go; the others are tried all the same, and the last resort is to make
+/// the file system read-only where it stands.
+pub fn unmount_all() -> Result<()> {
+    nix::unistd::sync();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut outcome = Ok(());
+    for target in targets_below(&table, "/run/").iter().rev() {
+        if let Err(errno) = umount2(target.as_str(), MntFlags::empty()) {
+            let none = None::<&str>;
+            let _ = nix::mount::mount(
+                none,
+                target.as_str(),
+                none,
+                MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+                none,
+            );
+            if outcome.is_ok() {
+                outcome = Err(errno).context(|| format!("unmounting {target}"));
+            }
+        }
+    }
+    nix::unistd::sync();
+    outcome
+}
+
+/// Mount points below a path, in the order they were mounted (proc(5), mountinfo: the fifth field,
+/// with octal escapes).
+fn targets_below(table: &str, prefix: &str) -> Vec<String> {
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|target| target.starts_with(prefix))
+        .map(unescape)
+        .collect()
+}
+
+fn unescape(field: &str) -> String {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        let digits = |byte: &u8| (b'0'..=b'7').contains(byte);
+        match tail {
+            [a, b, c, after @ ..] if *first == b'\\' && [a, b, c].into_iter().all(digits) => {
+                let value = [a, b, c]
+                    .into_iter()
+                    .fold(0u32, |value, digit| value * 8 + u32::from(digit - b'0'));
+                plain.push(value as u8);
+                rest = after;
+            }
+            _ => plain.push(*first),
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_found_with_their_escapes_undone() {
+        let table = "21 1 0:5 / /proc rw - proc proc rw\n\
+                     30 1 0:9 / /run rw - tmpfs tmpfs rw\n\
+                     31 30 8:0 / /run/root rw shared:1 - ext4 /dev/sda rw\n\
+                     32 31 0:7 / /run/root/a\\040b\\134c rw - tmpfs tmpfs rw\n";
+        assert_eq!(
+            targets_below(table, "/run/"),
+            ["/run/root", "/run/root/a b\\c"]
+        );
+    }
+
+    #[test]
+    fn only_absolute_targets_are_taken() {
+        assert!(absolute("/data").is_ok());
+        assert!(absolute("data").is_err());
+        assert!(absolute("").is_err());
+        assert!(absolute("/a\0b").is_err());
+    }
+}

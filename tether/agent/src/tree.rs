@@ -1,0 +1,264 @@
+//! Paths inside a directory tree that somebody else filled.
+//!
+//! Every path is resolved by the kernel with `RESOLVE_IN_ROOT` (openat2(2)): absolute symbolic
+//! links and `..` stay inside, whatever the image holds. Missing parts are made one at a time
+//! through descriptors, never by a path that could be changed in between.
+
+use crate::failure::{Context, Result, of_kind};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
+use nix::sys::stat::{Mode, mkdirat};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use tether_wire::message::ErrorKind;
+
+/// How many dangling symbolic links a path may lead through when its missing parts are made.
+const LINKS: u32 = 16;
+
+/// A directory that is the root of all paths given to it.
+pub struct Tree {
+    root: OwnedFd,
+    name: String,
+}
+
+#[derive(Clone, Copy)]
+enum Wanted {
+    Directory,
+    File,
+}
+
+impl Tree {
+    /// The tree at `path`.
+    ///
+    /// # Errors
+    /// It is not there or is no directory.
+    pub fn open(path: &str) -> Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(path, flags, Mode::empty()).context(|| format!("opening {path}"))?;
+        Ok(Self {
+            root,
+            name: path.into(),
+        })
+    }
+
+    fn open_in(&self, path: &str, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .mode(mode)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let path = if path.is_empty() { "/" } else { path };
+        openat2(self.root.as_fd(), path, how)
+    }
+
+    /// Opens what is at `path`, without permission to read or write it.
+    ///
+    /// # Errors
+    /// `ENOENT` and the like.
+    pub fn find(&self, path: &str) -> nix::Result<OwnedFd> {
+        self.open_in(path, OFlag::O_PATH, Mode::empty())
+    }
+
+    /// The directory at `path`.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR` and the like.
+    pub fn find_directory(&self, path: &str) -> nix::Result<OwnedFd> {
+        self.open_in(path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())
+    }
+
+    /// Opens what is at `path` with these flags.
+    ///
+    /// # Errors
+    /// `ENOENT` and the like.
+    pub fn open_file(&self, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        self.open_in(path, flags | OFlag::O_NOCTTY, Mode::empty())
+    }
+
+    /// A regular file's content; `None` when it is not there.
+    ///
+    /// # Errors
+    /// `Limit` when it has more than `limit` bytes; anything but "not there" on the way.
+    pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let what = || format!("reading {path} of the image");
+        // Without O_NONBLOCK a FIFO under this name would hold tether up.
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let file = match self.open_file(path, flags) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+            other => File::from(other.context(what)?),
+        };
+        if !file.metadata().context(what)?.is_file() {
+            return Ok(None);
+        }
+        let mut content = Vec::new();
+        file.take(limit + 1)
+            .read_to_end(&mut content)
+            .context(what)?;
+        if content.len() as u64 > limit {
+            return Err(of_kind(ErrorKind::Limit, what(), Errno::EFBIG));
+        }
+        Ok(Some(content))
+    }
+
+    /// The directory at `path`, made with its parents (owner root, mode 0755) where missing.
+    ///
+    /// # Errors
+    /// `Invalid` when something else is in the way; what `mkdir(2)` says.
+    pub fn make_directory(&self, path: &str) -> Result<OwnedFd> {
+        self.make(path, Wanted::Directory, LINKS)
+            .context(|| format!("making the directory {path} in {}", self.name))
+    }
+
+    /// The file at `path`, made empty, with its parents, when missing. For mounting on it.
+    ///
+    /// # Errors
+    /// `Invalid` when something else is in the way; what `open(2)` says.
+    pub fn make_file(&self, path: &str) -> Result<OwnedFd> {
+        self.make(path, Wanted::File, LINKS)
+            .context(|| format!("making the file {path} in {}", self.name))
+    }
+
+    fn make(&self, path: &str, wanted: Wanted, links: u32) -> nix::Result<OwnedFd> {
+        let found = match wanted {
+            Wanted::Directory => self.find_directory(path),
+            Wanted::File => self.find(path),
+        };
+        match found {
+            Err(Errno::ENOENT) => {}
+            other => return other,
+        }
+        let (parent_path, name) = split(path).ok_or(Errno::ENOENT)?;
+        let parent = self.make(parent_path, Wanted::Directory, links)?;
+        let made = match wanted {
+            Wanted::Directory => mkdirat(parent.as_fd(), name, Mode::from_bits_truncate(0o755)),
+            Wanted::File => create(parent.as_fd(), name),
+        };
+        match made {
+            // A symbolic link to nothing: make what it names.
+            Err(Errno::EEXIST) => {
+                let links = links.checked_sub(1).ok_or(Errno::ELOOP)?;
+                let link = readlinkat(parent.as_fd(), name)?;
+                let link = link.to_str().ok_or(Errno::EILSEQ)?;
+                let target = if link.starts_with('/') {
+                    link.to_owned()
+                } else {
+                    format!("{parent_path}/{link}")
+                };
+                self.make(&target, wanted, links)
+            }
+            Err(other) => Err(other),
+            Ok(()) => match wanted {
+                Wanted::Directory => self.find_directory(path),
+                Wanted::File => self.find(path),
+            },
+        }
+    }
+}
+
+fn create(parent: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    nix::fcntl::openat(parent, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
+}
+
+/// Parent and last name; `None` for the root.
+fn split(path: &str) -> Option<(&str, &str)> {
+    let path = path.trim_end_matches('/');
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    (!name.is_empty()).then_some((parent, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("tether-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(path.join("root")).unwrap();
+            Self(path)
+        }
+        fn root(&self) -> PathBuf {
+            self.0.join("root")
+        }
+        fn tree(&self) -> Tree {
+            Tree::open(self.root().to_str().unwrap()).unwrap()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn directories_are_made_with_their_parents() {
+        let scratch = Scratch::new("parents");
+        scratch.tree().make_directory("/a/b//c/").unwrap();
+        scratch.tree().make_directory("/a/b/c").unwrap();
+        assert!(scratch.root().join("a/b/c").is_dir());
+        scratch.tree().make_directory("/").unwrap();
+    }
+
+    #[test]
+    fn links_that_point_outside_stay_inside() {
+        let scratch = Scratch::new("outside");
+        fs::create_dir(scratch.0.join("victim")).unwrap();
+        symlink("../../../../victim", scratch.root().join("up")).unwrap();
+        symlink("/victim", scratch.root().join("abs")).unwrap();
+        scratch.tree().make_directory("/up/x").unwrap();
+        scratch.tree().make_file("/abs/file").unwrap();
+        scratch.tree().make_directory("../../victim/y").unwrap();
+        assert_eq!(fs::read_dir(scratch.0.join("victim")).unwrap().count(), 0);
+        assert!(scratch.root().join("victim/x").is_dir());
+        assert!(scratch.root().join("victim/file").is_file());
+        assert!(scratch.root().join("victim/y").is_dir());
+    }
+
+    #[test]
+    fn a_dangling_link_gets_what_it_names() {
+        let scratch = Scratch::new("dangling");
+        fs::create_dir(scratch.root().join("etc")).unwrap();
+        symlink(
+            "../run/systemd/resolve/stub-resolv.conf",
+            scratch.root().join("etc/resolv.conf"),
+        )
+        .unwrap();
+        scratch.tree().make_file("/etc/resolv.conf").unwrap();
+        assert!(
+            scratch
+                .root()
+                .join("run/systemd/resolve/stub-resolv.conf")
+                .is_file()
+        );
+    }
+
+    #[test]
+    fn a_loop_of_links_is_an_error() {
+        let scratch = Scratch::new("loop");
+        symlink("b", scratch.root().join("a")).unwrap();
+        symlink("a", scratch.root().join("b")).unwrap();
+        assert!(scratch.tree().make_directory("/a/c").is_err());
+        symlink("never/x", scratch.root().join("never")).unwrap();
+        assert!(scratch.tree().make_directory("/never").is_err());
+    }
+
+    #[test]
+    fn files_are_read_up_to_their_bound() {
+        let scratch = Scratch::new("read");
+        fs::write(scratch.root().join("f"), "12345").unwrap();
+        assert_eq!(scratch.tree().read("/f", 5).unwrap().unwrap(), b"12345");
+        assert_eq!(
+            scratch.tree().read("/f", 4).unwrap_err().kind,
+            ErrorKind::Limit
+        );
+        assert_eq!(scratch.tree().read("/none", 4).unwrap(), None);
+        assert_eq!(scratch.tree().read("/", 4).unwrap(), None);
+    }
+}
