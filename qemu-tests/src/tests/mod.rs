@@ -1,10 +1,28 @@
 //! The tests, a file for each group.
 
+mod boot;
+mod failures;
+mod flags;
+mod images;
+mod mute;
+mod network;
 mod run;
+mod signals;
+mod terminal;
 
 use crate::harness::Test;
 
 /// All of them, in the order they are started.
 pub fn all() -> Vec<Test> {
-    [run::TESTS].concat()
+    [
+        run::TESTS,
+        failures::TESTS,
+        boot::TESTS,
+        flags::TESTS,
+        signals::TESTS,
+        terminal::TESTS,
+        network::TESTS,
+        images::TESTS,
+    ]
+    .concat()
 }
