@@ -47,6 +47,9 @@
 
 mod environment;
 mod harness;
+mod lying;
+mod machine;
+mod random;
 mod terminal;
 mod tests;
 mod vch;

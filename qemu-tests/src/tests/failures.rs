@@ -131,7 +131,7 @@ fn out_of_memory(t: &Context) -> Result<()> {
         .done()?
         .status(137)
         .stdout("before\n")
-        .says(&["out of memory"]);
+        .says(&["ran out of memory"]);
     // Another process of the container may be the one that is killed.
     t.script("if sh -c 'x=x; while :; do x=$x$x; done'; then exit 1; else [ $? = 137 ]; fi")
         .flags(["-m", "96m"])

@@ -1,13 +1,16 @@
 //! The tests, a file for each group.
 
 mod boot;
+mod exec;
 mod failures;
 mod flags;
 mod images;
 mod mute;
 mod network;
+mod resume;
 mod run;
 mod signals;
+mod streams;
 mod terminal;
 
 use crate::harness::Test;
@@ -20,6 +23,9 @@ pub fn all() -> Vec<Test> {
         boot::TESTS,
         flags::TESTS,
         signals::TESTS,
+        exec::TESTS,
+        streams::TESTS,
+        resume::TESTS,
         terminal::TESTS,
         network::TESTS,
         images::TESTS,

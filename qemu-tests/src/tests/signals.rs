@@ -7,7 +7,6 @@ use rustix::process::Signal;
 pub const TESTS: &[Test] = &[
     Test::new("signals", "signals are forwarded and a handler's exit status comes back", forwarded),
     Test::new("signals", "a process that a forwarded signal kills is 128 and the signal", fatal),
-    Test::new("signals", "--sig-proxy=false forwards none", not_forwarded),
 ];
 
 fn forwarded(t: &Context) -> Result<()> {
@@ -47,19 +46,5 @@ fn fatal(t: &Context) -> Result<()> {
         running.signal(signal)?;
         running.wait()?.status(status).stdout("ready\n");
     }
-    Ok(())
-}
-
-fn not_forwarded(t: &Context) -> Result<()> {
-    let mut running = t
-        .run(["sh", "-c", "trap 'echo TERM' TERM; echo ready; cat; echo end"])
-        .flags(["-i", "--sig-proxy=false"])
-        .stdin_open()
-        .spawn()?;
-    running.expect("ready\n");
-    running.signal(Signal::TERM)?;
-    let done = running.wait()?;
-    // It is `vch` itself that the signal ends; the container goes on.
-    done.stdout("ready\n");
     Ok(())
 }
