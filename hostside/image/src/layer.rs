@@ -208,6 +208,10 @@ fn one<R: BufRead, D: Disk>(
 
 fn whiteout(path: &[u8], last: &[u8], layer: u32, tree: &mut Tree) -> Result<(), LayerError> {
     let shown = || String::from_utf8_lossy(path).into_owned();
+    let hidden = &last[WHITEOUT.len()..];
+    if matches!(hidden, b"" | b"." | b"..") {
+        return Err(LayerError::Whiteout(shown()));
+    }
     let parent = match tree.parent_of(path, None) {
         Ok((parent, _)) => parent,
         // There is nothing to hide.
@@ -222,10 +226,6 @@ fn whiteout(path: &[u8], last: &[u8], layer: u32, tree: &mut Tree) -> Result<(),
     if last == OPAQUE {
         tree.hide_all(parent, layer);
     } else if !last.starts_with(WHITEOUT_META) {
-        let hidden = &last[WHITEOUT.len()..];
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(LayerError::Whiteout(shown()));
-        }
         tree.hide(parent, hidden, layer);
     }
     Ok(())

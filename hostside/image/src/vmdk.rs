@@ -29,6 +29,8 @@ const DESCRIPTOR_SECTORS: u64 = 20;
 const MAGIC: u32 = 0x564d_444b;
 /// The longest file name QEMU takes for a parent.
 const HINT_MAX: usize = 1023;
+/// What a disk written front to back calls itself: the store's name for image disks.
+const IMAGE_NAME: &str = "image.vmdk";
 const NO_PARENT: u32 = 0xffff_ffff;
 
 /// What went wrong with which disk.
@@ -58,12 +60,12 @@ pub enum VmdkError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The parent's path cannot be written into a child.
+    /// A path that cannot be written into a disk.
     #[error(
         "the path {path} cannot stand in a VMDK: it has a quote, a line end or more than {HINT_MAX} bytes, or is not UTF-8"
     )]
     Path {
-        /// The parent.
+        /// The path.
         path: PathBuf,
     },
     /// A new volume could not be formatted.
@@ -113,6 +115,8 @@ impl Header {
 
 /// The descriptor's text.
 struct Descriptor<'a> {
+    /// The disk's own file name.
+    file: &'a str,
     capacity: u64,
     cid: u32,
     parent: Option<(u32, &'a str)>,
@@ -125,15 +129,14 @@ impl Descriptor<'_> {
             None => (NO_PARENT, String::new()),
         };
         let cylinders = (self.capacity / (255 * 63)).clamp(1, 65_535);
-        // The extent's name is fixed: the file is its own extent whatever it is called.
         format!(
             "# Disk DescriptorFile\nversion=1\nCID={:08x}\nparentCID={parent_cid:08x}\n\
              createType=\"monolithicSparse\"\n{hint}\n\
-             # Extent description\nRW {} SPARSE \"disk.vmdk\"\n\n\
+             # Extent description\nRW {} SPARSE \"{}\"\n\n\
              # The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"7\"\n\
              ddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"255\"\n\
              ddb.geometry.sectors = \"63\"\nddb.adapterType = \"lsilogic\"\n",
-            self.cid, self.capacity,
+            self.cid, self.capacity, self.file,
         )
         .into_bytes()
     }
@@ -271,6 +274,7 @@ impl Disk for SparseDisk {
             }
         }
         let descriptor = Descriptor {
+            file: IMAGE_NAME,
             capacity,
             cid: self.cid,
             parent: None,
@@ -395,14 +399,13 @@ pub fn create_child(parent: &Path, path: &Path) -> Result<(), VmdkError> {
         path: parent.to_owned(),
         source,
     })?;
-    let hint = hint
-        .to_str()
-        .filter(|text| text.len() <= HINT_MAX && !text.contains(['"', '\n', '\r']))
-        .ok_or_else(|| VmdkError::Path { path: hint.clone() })?;
+    let hint = quotable(&hint)?;
+    let name = quotable(Path::new(path.file_name().unwrap_or_default()))?;
     let Info { size, cid } = info(parent)?;
     new_file(path)
         .and_then(|file| {
             let descriptor = Descriptor {
+                file: name,
                 capacity: size / SECTOR,
                 cid: fresh_cid()?,
                 parent: Some((cid, hint)),
@@ -439,9 +442,10 @@ pub fn create_scratch(size: u64, label: Label, path: &Path) -> Result<(), VmdkEr
         return Err(formatted(Ext4Error::Size(size)));
     }
     let size = size / GRAIN * GRAIN;
+    let name = quotable(Path::new(path.file_name().unwrap_or_default()))?;
     let file = new_file(path).map_err(failed)?;
     let write = || {
-        let disk = GrowingDisk::new(file, size / SECTOR).map_err(Ext4Error::Write)?;
+        let disk = GrowingDisk::new(file, name, size / SECTOR).map_err(Ext4Error::Write)?;
         let writer = ext4::Writer::new(disk, ext4::Size::Fixed(size))?;
         writer.finish(&Tree::new(1), &Identity { uuid, label })
     };
@@ -449,6 +453,15 @@ pub fn create_scratch(size: u64, label: Label, path: &Path) -> Result<(), VmdkEr
         let _ = std::fs::remove_file(path);
         formatted(source)
     })
+}
+
+/// `path` as a text that can stand in quotes.
+fn quotable(path: &Path) -> Result<&str, VmdkError> {
+    path.to_str()
+        .filter(|text| text.len() <= HINT_MAX && !text.contains(['"', '\n', '\r']))
+        .ok_or_else(|| VmdkError::Path {
+            path: path.to_owned(),
+        })
 }
 
 fn new_file(path: &Path) -> io::Result<File> {
@@ -466,8 +479,9 @@ struct GrowingDisk {
 }
 
 impl GrowingDisk {
-    fn new(file: File, capacity: u64) -> io::Result<Self> {
+    fn new(file: File, name: &str, capacity: u64) -> io::Result<Self> {
         let descriptor = Descriptor {
+            file: name,
             capacity,
             cid: fresh_cid()?,
             parent: None,

@@ -34,5 +34,5 @@ pub mod qmp;
 mod statistics;
 mod sys;
 
-pub use accel::Accelerator;
+pub use accel::{Acceleration, Accelerator, AcceleratorChoice, NoKvm, Probe};
 pub use driver::{Options, Qemu};

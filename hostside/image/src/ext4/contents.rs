@@ -154,7 +154,7 @@ impl<D: Disk> Contents<D> {
                 io::ErrorKind::StorageFull,
                 format!(
                     "the contents do not fit into a disk of {} MiB",
-                    self.limit * BLOCK >> 20
+                    (self.limit * BLOCK) >> 20
                 ),
             ));
         }

@@ -21,6 +21,7 @@ mod lock;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -242,7 +243,7 @@ impl Store {
         write_synced(&directory.join("lock"), b"")?;
         write_synced(&directory.join(CONFIG), &built.config)?;
         write_synced(&directory.join(METADATA), &to_json(&metadata))?;
-        let read_only = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o444));
+        let read_only = fs::Permissions::from_mode(0o444);
         fs::set_permissions(&disk, read_only).map_err(failed("protect", &disk))?;
         sync_directory(&directory)?;
 
@@ -536,7 +537,7 @@ impl Store {
                 .map(|(name, _)| name.clone())
                 .collect(),
             size: metadata.size,
-            stored: std::os::unix::fs::MetadataExt::blocks(&stored) * 512,
+            stored: stored.blocks() * 512,
             files: metadata.files,
             source: metadata.source,
             imported: metadata.imported,
