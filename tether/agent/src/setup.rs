@@ -11,15 +11,16 @@ use crate::failure::{Result, system};
 use crate::mount::parse_options;
 use crate::network::State;
 use crate::poller::Token;
+use crate::prelude::*;
 use crate::root::{self, Root, Volume};
 use crate::sys;
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::mount::MsFlags;
-use nix::sys::epoll::EpollFlags;
-use nix::unistd::{pipe2, read, write};
-use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use alloc::collections::VecDeque;
+use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::io::{read, write};
+use rustix::mount::MountFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
 use tether_wire::guest::Ticket;
 use tether_wire::message::{Error, ErrorKind, Mount, MountSource, Network, Reply};
 
@@ -190,7 +191,7 @@ impl Container {
             } => {
                 let (mut flags, mut data) = parse_options(options)?;
                 if mount.read_only {
-                    flags |= MsFlags::MS_RDONLY;
+                    flags |= MountFlags::RDONLY;
                 }
                 if !data.is_empty() {
                     data.push(',');
@@ -222,9 +223,9 @@ impl Container {
     /// Starts the worker; what it writes into the pipe is why it failed.
     fn start_filling(&self, mount: &Mount) -> Result<OwnedFd> {
         let failed = |errno| system(format!("filling the volume at {}", mount.target), errno);
-        let (failure, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed)?;
-        self.poller
-            .watch(&failure, EpollFlags::EPOLLIN, Token::Worker)?;
+        let (failure, told) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(failed)?;
+        self.poller.watch(&failure, EventFlags::IN, Token::Worker)?;
         let root = self.mounted_root()?;
         sys::fork_worker(|| match root.fill_volume(&mount.target) {
             Ok(()) => 0,
@@ -240,7 +241,7 @@ impl Container {
     fn fill_step(&mut self, mount: Mount, failure: OwnedFd) -> Result<Progress> {
         let mut message = [0; 512];
         match read(&failure, &mut message) {
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(Progress::Waiting(Work::Fill(mount, failure))),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Progress::Waiting(Work::Fill(mount, failure))),
             Ok(0) => {
                 let root = self.mounted_root()?;
                 root.mount_volume(&Volume::Prepared, &mount.target, mount.read_only)?;
