@@ -50,6 +50,13 @@ pub fn protect() {
         let _ = setrlimit(resource, Rlimit { current, maximum });
     }
     let _ = files::tell("/proc/self/oom_score_adj", "-1000");
+    // What Docker sets in every container's network: no port and no ping needs privilege.
+    for (name, value) in [
+        ("ip_unprivileged_port_start", "0"),
+        ("ping_group_range", "0 2147483647"),
+    ] {
+        let _ = files::tell(format!("/proc/sys/net/ipv4/{name}"), value);
+    }
 }
 
 /// Where the channel is.

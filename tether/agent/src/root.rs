@@ -70,7 +70,7 @@ impl Root {
         self.make_directory("/proc")?;
         self.mount_at("sysfs", "/sys", CLOSED | MountFlags::RDONLY, "")?;
         let device_flags = MountFlags::NOSUID | MountFlags::STRICTATIME;
-        self.mount_at("tmpfs", "/dev", device_flags, "mode=0755,size=64k")?;
+        self.mount_at("tmpfs", "/dev", device_flags, "mode=0755,size=64m")?;
         self.make_devices()?;
         let programless = MountFlags::NOSUID | MountFlags::NOEXEC;
         let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";

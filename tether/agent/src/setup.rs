@@ -1,7 +1,9 @@
 //! Work that waits for devices: the setup, another mount, another network.
 //!
 //! A task is a row of steps under one deadline. A step is tried when its task comes to the front and
-//! again whenever the kernel says that a device came; there is no polling. Filling a new volume from
+//! again whenever the kernel says that a device came; there is no polling. Tasks are done one after
+//! the other, so a volume that does not come holds up what was asked for after it, for as long as its
+//! deadline. Filling a new volume from
 //! the image takes as long as it takes, so a process of its own does that ([`Work::Fill`]).
 
 use crate::clock;

@@ -21,7 +21,6 @@ const LINKS: u32 = 16;
 /// A directory that is the root of all paths given to it.
 pub struct Tree {
     root: OwnedFd,
-    name: String,
 }
 
 #[derive(Clone, Copy)]
@@ -38,10 +37,7 @@ impl Tree {
     pub fn open(path: &str) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(path, flags, Mode::empty()).context(|| format!("opening {path}"))?;
-        Ok(Self {
-            root,
-            name: path.into(),
-        })
+        Ok(Self { root })
     }
 
     fn open_in(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
@@ -109,7 +105,7 @@ impl Tree {
     /// `Invalid` when something else is in the way; what `mkdir(2)` says.
     pub fn make_directory(&self, path: &str) -> Result<OwnedFd> {
         self.make(path, Wanted::Directory, LINKS)
-            .context(|| format!("making the directory {path} in {}", self.name))
+            .context(|| format!("making the directory {path} of the container"))
     }
 
     /// The file at `path`, made empty, with its parents, when missing. For mounting on it.
@@ -118,7 +114,7 @@ impl Tree {
     /// `Invalid` when something else is in the way; what `open(2)` says.
     pub fn make_file(&self, path: &str) -> Result<OwnedFd> {
         self.make(path, Wanted::File, LINKS)
-            .context(|| format!("making the file {path} in {}", self.name))
+            .context(|| format!("making the file {path} of the container"))
     }
 
     fn make(&self, path: &str, wanted: Wanted, links: u32) -> io::Result<OwnedFd> {
