@@ -205,7 +205,7 @@ async fn plug_into_slot(qmp: &Qmp, disk: &DiskSpec) -> Result<(), Cause> {
         let device = argv::device(Hardware::Virtio, disk, Some(slot));
         match qmp.execute("device_add", device).await {
             Ok(_) => return Ok(()),
-            Err(QmpError::Refused { description, .. }) if description.contains("occupied") => {}
+            Err(QmpError::Refused { description, .. }) if description.contains("in use by") => {}
             Err(QmpError::Refused { description, .. }) if description.contains("not found") => {
                 break;
             }
