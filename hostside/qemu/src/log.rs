@@ -140,7 +140,10 @@ mod tests {
                 failed("QEMU is gone: terminating on signal 15 from pid 9 (sh)"),
             ),
             (String::new(), failed("QEMU is gone")),
-            ("\u{fffd}@:\n@\n1@2\n".into(), failed("QEMU is gone: 1@2")),
+            (
+                "\u{fffd}@:\n@\n1@2\n".into(),
+                failed("QEMU is gone: \u{fffd}@:; @; 1@2"),
+            ),
         ];
         for (log, expected) in cases {
             assert_eq!(vanished_cause(&log, "is gone"), expected, "{log}");

@@ -147,6 +147,7 @@ impl Machine {
             accelerator: self.options.accelerator,
             qmp_fd,
             channel,
+            hot_plug_slots: self.options.hot_plug_slots,
             uefi_code,
         });
         let program = &self.options.program;
