@@ -35,7 +35,7 @@ pub use contents::{Contents, FileWriter};
 use finish::Finisher;
 pub use geometry::BLOCK;
 use geometry::Geometry;
-pub use xattr::is_kept as xattr_is_kept;
+pub use xattr::{fit as xattrs_fit, is_kept as xattr_is_kept};
 
 /// The largest filesystem, in bytes: what a monolithic sparse VMDK can be, 2 TiB.
 pub const SIZE_MAX: u64 = 2 << 40;
