@@ -86,7 +86,7 @@ pub enum ImportError {
         source: LayerError,
     },
     /// A layer is not what it should be.
-    #[error("layer {number} ({layer}) cannot be trusted")]
+    #[error("layer {number} ({layer}) cannot be used")]
     Blob {
         /// From 1 on.
         number: usize,

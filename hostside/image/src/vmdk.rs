@@ -6,6 +6,7 @@
 //! written to later: tables first, and all there, because QEMU (7.2, `block/vmdk.c`) makes new grains but
 //! never new tables. Tables without grains are holes of the file: a child takes 8 bytes for each 32 MiB of
 //! its parent (1.3 KB for 10 GiB), and 16 KiB beside; no time that depends on what is in the parent.
+//! [`export_stream`] writes the compressed form that ESXi imports.
 
 mod export;
 
