@@ -40,15 +40,16 @@ fn processor() -> Result<f64, Failure> {
 }
 
 fn command(program: &str, args: &[&str]) -> Result<(), Failure> {
-    let status = Command::new(program)
-        .args(args)
-        .status()
-        .map_err(|error| format!("cannot run {program}: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{program} failed: {status}").into())
+    let output = Command::new(program).args(args).output();
+    let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
     }
+    Err(format!(
+        "{program} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    )
+    .into())
 }
 
 fn text(path: &Path) -> Result<&str, Failure> {
