@@ -33,6 +33,7 @@
 mod channel;
 mod error;
 mod event;
+pub mod fake;
 mod fork;
 mod machine;
 mod spec;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use tether_wire::message::{
     Error, ErrorKind, Exit, MachineEvent, Output, ProcessId, ProcessState, Reply, Request,
-    RequestId, RunState,
+    RequestId, RunState, Stdio,
 };
 use tether_wire::{Full, HostEvent, HostSession, OUTPUT_WINDOW};
 use tokio::sync::Notify;
@@ -229,10 +229,13 @@ impl Core {
             _ => Effect::None,
         };
         let id = self.session.request(request.clone())?;
-        if let Effect::Start(process) = effect {
-            self.processes
-                .entry(process)
+        if let Request::Start { process, spec } = request {
+            let process = self
+                .processes
+                .entry(*process)
                 .or_insert_with(|| Process::new(0, 0));
+            // A terminal's output is all standard output: nothing will say that the other ended.
+            process.stderr.ended |= matches!(spec.stdio, Stdio::Terminal { .. });
         }
         let slot = Slot {
             effect,

@@ -198,6 +198,24 @@ async fn input_comes_back_whole_and_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_terminals_standard_error_has_ended_before_it_began() {
+    let guest = Guest::boot(CarrierKind::Stream, 1);
+    let link = stream(&guest);
+    set_up(&link).await;
+    let mut spec = spec(&["say", "out"]);
+    spec.stdio = Stdio::Terminal {
+        size: TerminalSize {
+            rows: 24,
+            columns: 80,
+        },
+        stdin: true,
+    };
+    let mut process = link.start(ProcessId::MAIN, spec).await.unwrap();
+    assert_eq!(read_all(&mut process.stderr).await, b"");
+    assert_eq!(read_all(&mut process.stdout).await, b"out");
+}
+
+#[tokio::test(start_paused = true)]
 async fn writing_to_a_process_that_ended_is_a_broken_pipe() {
     let guest = Guest::boot(CarrierKind::Stream, 1);
     let link = stream(&guest);

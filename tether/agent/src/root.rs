@@ -14,6 +14,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
 use nix::unistd::symlinkat;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 /// Where the container's root is mounted.
 pub const ROOT: &str = "/run/root";
@@ -176,29 +177,21 @@ impl Root {
         self.mount_at("tmpfs", absolute(target)?, flags, data)
     }
 
-    /// Mounts a volume.
+    /// Mounts a volume. Aside first, because a mount is made read-only after it is made, and the
+    /// main process's namespace would already have it.
     ///
     /// # Errors
     /// A target that is not absolute; what `mount(2)` says.
-    pub fn mount_volume(&self, volume: &Volume, target: &str, flags: MsFlags) -> Result<()> {
+    pub fn mount_volume(&self, volume: &Volume, target: &str, read_only: bool) -> Result<()> {
         let directory = self.make_directory(absolute(target)?)?;
-        let place = path_of(directory.as_fd());
-        let what = || format!("mounting {target} of the container");
-        match volume {
-            Volume::Device(device) => {
-                let (device, none) = (Some(device.as_str()), None::<&str>);
-                nix::mount::mount(device, place.as_str(), Some("ext4"), flags, none).context(what)
-            }
-            Volume::Prepared => {
-                mount::bind(VOLUME, &place)?;
-                if flags.contains(MsFlags::MS_RDONLY) {
-                    // By its path, because the descriptor names what is now covered.
-                    let covered = self.view.find_directory(target).context(what)?;
-                    mount::make_read_only(&path_of(covered.as_fd()), MsFlags::empty())?;
-                }
-                umount2(VOLUME, MntFlags::empty()).context(|| format!("unmounting {VOLUME}"))
-            }
+        if let Volume::Device(device) = volume {
+            mount_aside(device, read_only)?;
         }
+        if read_only {
+            mount::make_read_only(VOLUME, MsFlags::empty())?;
+        }
+        mount::bind(VOLUME, &path_of(directory.as_fd()))?;
+        umount2(VOLUME, MntFlags::empty()).context(|| format!("unmounting {VOLUME}"))
     }
 
     /// Mounts a new volume aside, for filling; whether there is anything to fill it with.
@@ -206,8 +199,7 @@ impl Root {
     /// # Errors
     /// What `mount(2)` says.
     pub fn prepare_volume(&self, device: &str, target: &str) -> Result<bool> {
-        make_directory(VOLUME)?;
-        mount(device, VOLUME, "ext4", MsFlags::empty(), "")?;
+        mount_aside(device, false)?;
         let holds_nothing = fs::read_dir(VOLUME)
             .context(|| format!("reading {VOLUME}"))?
             .flatten()
@@ -225,7 +217,7 @@ impl Root {
             .view
             .find_directory(target)
             .context(|| format!("opening {target} of the image"))?;
-        crate::copy::tree(&path_of(source.as_fd()), VOLUME)
+        crate::copy::tree(Path::new(&path_of(source.as_fd())), Path::new(VOLUME))
     }
 }
 
@@ -235,6 +227,21 @@ pub enum Volume {
     Device(String),
     /// Mounted aside by [`Root::prepare_volume`].
     Prepared,
+}
+
+fn mount_aside(device: &str, read_only: bool) -> Result<()> {
+    make_directory(VOLUME)?;
+    let writable = MsFlags::empty();
+    if !read_only {
+        return mount(device, VOLUME, "ext4", writable, "");
+    }
+    match mount(device, VOLUME, "ext4", MsFlags::MS_RDONLY, "") {
+        // It is mounted for writing elsewhere already.
+        Err(error) if error.errno == Errno::EBUSY as u16 => {
+            mount(device, VOLUME, "ext4", writable, "")
+        }
+        other => other,
+    }
 }
 
 fn absolute(path: &str) -> Result<&str> {

@@ -189,7 +189,9 @@ impl Container {
                 options,
             } => {
                 let (mut flags, mut data) = parse_options(options)?;
-                flags |= read_only_flag(&mount);
+                if mount.read_only {
+                    flags |= MsFlags::MS_RDONLY;
+                }
                 if !data.is_empty() {
                     data.push(',');
                 }
@@ -211,7 +213,7 @@ impl Container {
                     }
                     volume = Volume::Prepared;
                 }
-                root.mount_volume(&volume, &mount.target, read_only_flag(&mount))?;
+                root.mount_volume(&volume, &mount.target, mount.read_only)?;
             }
         }
         Ok(Progress::Done)
@@ -240,9 +242,8 @@ impl Container {
         match read(&failure, &mut message) {
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(Progress::Waiting(Work::Fill(mount, failure))),
             Ok(0) => {
-                let flags = read_only_flag(&mount);
-                self.mounted_root()?
-                    .mount_volume(&Volume::Prepared, &mount.target, flags)?;
+                let root = self.mounted_root()?;
+                root.mount_volume(&Volume::Prepared, &mount.target, mount.read_only)?;
                 Ok(Progress::Done)
             }
             Ok(length) => Err(Error::new(
@@ -251,14 +252,6 @@ impl Container {
             )),
             Err(errno) => Err(system("filling a volume", errno)),
         }
-    }
-}
-
-fn read_only_flag(mount: &Mount) -> MsFlags {
-    if mount.read_only {
-        MsFlags::MS_RDONLY
-    } else {
-        MsFlags::empty()
     }
 }
 

@@ -396,8 +396,13 @@ impl Store {
         let _changing = self.changing()?;
         self.exists(id)?;
         let mark = self.user(id, user)?;
+        let known = mark.exists();
         write_synced(&mark, b"")?;
-        vmdk::create_child(&self.image(id).join(DISK), path)?;
+        let made = vmdk::create_child(&self.image(id).join(DISK), path);
+        if made.is_err() && !known {
+            fs::remove_file(&mark).map_err(failed("remove", &mark))?;
+        }
+        made?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! VCHs in temporary directories and guests of a few instructions.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -75,9 +76,10 @@ impl Vch {
             .arg("-version")
             .output()
         {
-            eprintln!(
-                "skipped: QEMU cannot be run here ({error}); install the package qemu-system-x86"
-            );
+            // Not `eprintln`, which the test runner keeps to itself.
+            let reason =
+                format!("QEMU cannot be run here ({error}); install the package qemu-system-x86");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
             return None;
         }
         Some(Self {

@@ -131,23 +131,31 @@ impl Machine {
             "virtio:org.tether.channel"
         };
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-display", "none"])
-            .args(["-nodefaults", "-no-user-config", "-m", &options.memory])
-            .args(["-kernel", &options.kernel, "-initrd", &options.initramfs])
-            .arg("-append")
-            .arg(format!(
-                "console=ttyS0 quiet panic=-1 tether.channel={channel} {}",
-                options.append
-            ))
-            .arg("-serial")
-            .arg(format!("file:{}", directory.join("console").display()))
-            .arg("-drive")
-            .arg(format!("if=none,id=root,format=raw,file={}", overlay.display()))
-            .args(["-device", "virtio-blk-pci,drive=root,serial=image"])
-            .args(["-netdev", "user,id=net", "-device"])
-            .arg("virtio-net-pci,netdev=net,mac=52:54:00:00:00:01,romfile=")
-            .args(["-no-reboot", "-chardev"])
-            .arg(format!("socket,id=channel,server=on,wait=off,path={}", socket.display()));
+        qemu.args([
+            "-accel", "tcg", "-machine", "q35", "-cpu", "max", "-display", "none",
+        ])
+        .args(["-nodefaults", "-no-user-config", "-m", &options.memory])
+        .args(["-kernel", &options.kernel, "-initrd", &options.initramfs])
+        .arg("-append")
+        .arg(format!(
+            "console=ttyS0 quiet panic=-1 no_timer_check tether.channel={channel} {}",
+            options.append
+        ))
+        .arg("-serial")
+        .arg(format!("file:{}", directory.join("console").display()))
+        .arg("-drive")
+        .arg(format!(
+            "if=none,id=root,format=raw,file={}",
+            overlay.display()
+        ))
+        .args(["-device", "virtio-blk-pci,drive=root,serial=image"])
+        .args(["-netdev", "user,id=net", "-device"])
+        .arg("virtio-net-pci,netdev=net,mac=52:54:00:00:00:01,romfile=")
+        .args(["-no-reboot", "-chardev"])
+        .arg(format!(
+            "socket,id=channel,server=on,wait=off,path={}",
+            socket.display()
+        ));
         if serial {
             qemu.args(["-serial", "chardev:channel"]);
         } else {
@@ -158,7 +166,10 @@ impl Machine {
             let copy = directory.join("volume.img");
             std::fs::copy(volume, &copy).unwrap();
             qemu.arg("-drive")
-                .arg(format!("if=none,id=volume,format=raw,file={}", copy.display()))
+                .arg(format!(
+                    "if=none,id=volume,format=raw,file={}",
+                    copy.display()
+                ))
                 .args(["-device", "virtio-blk-pci,drive=volume,serial=vol"]);
         }
         let started = Instant::now();
@@ -359,7 +370,13 @@ impl Machine {
 
     /// Starts a process.
     pub fn start(&mut self, process: ProcessId, spec: ProcessSpec) -> Result<Reply, Error> {
-        self.ask(Request::Start { process, spec })
+        // A terminal has one stream, and both ends know that the other is empty.
+        let silent = u32::from(matches!(spec.stdio, Stdio::Terminal { .. }));
+        let result = self.ask(Request::Start { process, spec });
+        if result.is_ok() {
+            self.seen.entry(process).or_default().ended += silent;
+        }
+        result
     }
 
     /// Starts a process, feeds it and waits for its end.
@@ -481,9 +498,16 @@ impl Machine {
             println!("console: {console}");
         }
         let image = self.directory.join("root.img");
-        let check = Command::new("e2fsck").arg("-fn").arg(image).output().unwrap();
+        let check = Command::new("e2fsck")
+            .arg("-fn")
+            .arg(image)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&check.stdout);
-        assert!(check.status.success() && !said.contains("recover"), "{said}");
+        assert!(
+            check.status.success() && !said.contains("recover"),
+            "{said}"
+        );
         let _ = self.serial;
     }
 }

@@ -116,9 +116,7 @@ fn statuses(options: &Options) {
     let mut wrong = spec(&["true"]);
     wrong.user.user = "nobody".into();
     println!("{}", machine.start(ProcessId::MAIN, wrong).unwrap_err());
-    let error = machine
-        .start(ProcessId(1), exec(&["true"]))
-        .unwrap_err();
+    let error = machine.start(ProcessId(1), exec(&["true"])).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     machine.power_off();
 }
@@ -166,7 +164,11 @@ fn terminal(options: &Options) {
         columns: 100,
     };
     let stdio = Stdio::Terminal { size, stdin: true };
-    let mut shell = spec(&["sh", "-c", "tty; stty size; ls -l /dev/console /proc/self/fd/0; echo $TERM; cat; echo over"]);
+    let mut shell = spec(&[
+        "sh",
+        "-c",
+        "tty; stty size; ls -l /dev/console /proc/self/fd/0; echo $TERM; cat; echo over",
+    ]);
     shell.stdio = stdio;
     let finished = machine.run(ProcessId::MAIN, shell, b"line\npart");
     print!("{}", finished.text());
@@ -174,7 +176,11 @@ fn terminal(options: &Options) {
     assert!(finished.text().ends_with("over\r\n"));
     assert_eq!(finished.exit.status, ExitStatus::Code(0));
     machine.forget(ProcessId::MAIN);
-    let mut shell = spec(&["sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do sleep 0.1; done"]);
+    let mut shell = spec(&[
+        "sh",
+        "-c",
+        "trap 'stty size' WINCH; echo ready; while :; do sleep 0.1; done",
+    ]);
     shell.stdio = stdio;
     machine.start(ProcessId::MAIN, shell).unwrap();
     machine.wait_output(ProcessId::MAIN, b"ready");
@@ -183,9 +189,7 @@ fn terminal(options: &Options) {
         rows: 40,
         columns: 120,
     };
-    machine
-        .ask(Request::Resize { process, size })
-        .unwrap();
+    machine.ask(Request::Resize { process, size }).unwrap();
     machine.wait_output(ProcessId::MAIN, b"40 120");
     // ^C reaches the foreground group.
     machine.input(ProcessId::MAIN, b"\x03");
@@ -222,7 +226,11 @@ fn execs(options: &Options) {
     println!("50 execs: {:.1?}", started.elapsed());
     let finished = machine.run(
         ProcessId(100),
-        exec(&["sh", "-c", "ps -o pid,args; cat /proc/1/comm; ls -l /proc/self/ns; echo $HOSTNAME"]),
+        exec(&[
+            "sh",
+            "-c",
+            "ps -o pid,args; cat /proc/1/comm; ls -l /proc/self/ns; echo $HOSTNAME",
+        ]),
         b"",
     );
     print!("{}", finished.text());
@@ -247,7 +255,10 @@ fn many(options: &Options) {
         machine.forget(process);
     }
     let took = started.elapsed();
-    println!("{total} execs one after the other: {took:.1?}, {:.2?} each", took / total);
+    println!(
+        "{total} execs one after the other: {took:.1?}, {:.2?} each",
+        took / total
+    );
     let after = machine.statistics();
     println!(
         "tether's memory before {} after {}; available before {} after {}",
@@ -262,7 +273,11 @@ fn many(options: &Options) {
 fn orphans(options: &Options) {
     let mut machine = Machine::boot(options);
     machine.set_up();
-    let mut main = spec(&["sh", "-c", "i=0; while [ $i -lt 1000 ]; do (sleep 1 &) ; i=$((i+1)); done; sleep 3; ps | grep -c sleep"]);
+    let mut main = spec(&[
+        "sh",
+        "-c",
+        "i=0; while [ $i -lt 1000 ]; do (sleep 1 &) ; i=$((i+1)); done; sleep 3; ps | grep -c sleep",
+    ]);
     main.role = Role::Main {
         pid_namespace: PidNamespace::Machine,
         init: false,
@@ -328,14 +343,26 @@ fn init(options: &Options) {
 fn host_pids(options: &Options) {
     let mut machine = Machine::boot(options);
     machine.set_up();
-    let mut main = spec(&["sh", "-c", "cat /proc/1/comm; sleep 1000 & echo $$; exec sleep 1001"]);
+    let mut main = spec(&[
+        "sh",
+        "-c",
+        "cat /proc/1/comm; sleep 1000 & echo $$; exec sleep 1001",
+    ]);
     main.role = Role::Main {
         pid_namespace: PidNamespace::Machine,
         init: false,
     };
     machine.start(ProcessId::MAIN, main).unwrap();
     machine.wait_output(ProcessId::MAIN, b"init\n");
-    let finished = machine.run(ProcessId(1), exec(&["sh", "-c", "ps -o pid,comm | grep -v '\\['; tail -1 /proc/mounts"]), b"");
+    let finished = machine.run(
+        ProcessId(1),
+        exec(&[
+            "sh",
+            "-c",
+            "ps -o pid,comm | grep -v '\\['; tail -1 /proc/mounts",
+        ]),
+        b"",
+    );
     print!("{}", finished.text());
     machine.signal(ProcessId::MAIN, 15, SignalTarget::Process);
     let finished = machine.wait(ProcessId::MAIN);
@@ -351,7 +378,11 @@ fn users(options: &Options) {
         ("app", &[], "uid=1000(app) gid=1001(app) groups=29(audio)"),
         ("1000:29", &["77"], "uid=1000(app) gid=29(audio) groups=77"),
     ] {
-        let mut id = spec(&["sh", "-c", "id; echo $HOME; pwd; echo to stdout > /dev/stdout; umask"]);
+        let mut id = spec(&[
+            "sh",
+            "-c",
+            "id; echo $HOME; pwd; echo to stdout > /dev/stdout; umask",
+        ]);
         id.user = User {
             user: user.into(),
             groups: groups.iter().map(|&group| String::from(group)).collect(),
@@ -412,7 +443,11 @@ fn files(options: &Options) {
         &mut machine,
         "hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf /etc/machine-id; date; mount; ls -la /etc /evil; touch /seed/x; ls /seed",
     );
-    print!("{}{}", finished.text(), String::from_utf8_lossy(&finished.stderr));
+    print!(
+        "{}{}",
+        finished.text(),
+        String::from_utf8_lossy(&finished.stderr)
+    );
     assert!(finished.text().contains("nameserver 9.9.9.9"));
     assert!(finished.text().contains("10.1.1.1\tdb"));
     assert!(finished.text().contains("/evil/tmpfs"));
@@ -433,10 +468,17 @@ fn read_only(options: &Options) {
         read_only: false,
     }];
     machine.ask(Request::Setup(setup)).unwrap();
-    let mut main = spec(&["sh", "-c", "pwd; touch /x || echo refused; touch /data/x && echo data; echo a > /dev/null && echo device; echo x >> /etc/hosts && echo hosts"]);
+    let mut main = spec(&[
+        "sh",
+        "-c",
+        "pwd; touch /x || echo refused; touch /data/x && echo data; echo a > /dev/null && echo device; echo x >> /etc/hosts && echo hosts",
+    ]);
     main.cwd = "/made/for/it".into();
     let finished = machine.run(ProcessId::MAIN, main, b"");
-    assert_eq!(finished.text(), "/made/for/it\nrefused\ndata\ndevice\nhosts\n");
+    assert_eq!(
+        finished.text(),
+        "/made/for/it\nrefused\ndata\ndevice\nhosts\n"
+    );
     machine.power_off();
 }
 
@@ -461,7 +503,8 @@ fn volume(options: &Options) {
     machine
         .start(ProcessId::MAIN, spec(&["sh", "-c", script]))
         .unwrap();
-    machine.wait_output(ProcessId::MAIN, b"ext4");
+    machine.wait_output(ProcessId::MAIN, b"ext4 rw");
+    assert!(machine.output_so_far(ProcessId::MAIN).contains("seeded"));
     println!("{}", machine.output_so_far(ProcessId::MAIN));
     // The same disk once more, while the container runs.
     let mount = Mount {
@@ -473,7 +516,15 @@ fn volume(options: &Options) {
         read_only: true,
     };
     machine.ask(Request::Mount(mount)).unwrap();
-    let finished = machine.run(ProcessId(1), exec(&["sh", "-c", "ls /late/mount; touch /late/mount/x || echo refused; grep late /proc/mounts"]), b"");
+    let finished = machine.run(
+        ProcessId(1),
+        exec(&[
+            "sh",
+            "-c",
+            "ls /late/mount; touch /late/mount/x || echo refused; grep late /proc/mounts",
+        ]),
+        b"",
+    );
     print!("{}", finished.text());
     assert!(finished.text().contains("refused"));
     machine.power_off();
@@ -521,7 +572,10 @@ fn network(options: &Options) {
         }],
     });
     machine.ask(Request::Setup(setup)).unwrap();
-    let finished = main_shell(&mut machine, "ip addr; ip route; ip -6 route; ping -c 1 10.0.2.2; ping -c 1 127.0.0.1; cat /etc/hosts");
+    let finished = main_shell(
+        &mut machine,
+        "ip addr; ip route; ip -6 route; ping -c 1 10.0.2.2; ping -c 1 127.0.0.1; cat /etc/hosts",
+    );
     print!("{}", finished.text());
     assert!(finished.text().contains("10.0.2.15/24"));
     assert!(finished.text().contains("default via 10.0.2.2"));
@@ -543,11 +597,19 @@ fn dhcp(options: &Options) {
     let mut setup = machine.default_setup();
     setup.network = vnic(InterfaceAddressing::Dhcp);
     machine.ask(Request::Setup(setup)).unwrap();
-    let finished = main_shell(&mut machine, "ip addr show eth7; ip route; cat /etc/resolv.conf");
+    let finished = main_shell(
+        &mut machine,
+        "ip addr show eth7; ip route; cat /etc/resolv.conf",
+    );
     print!("{}", finished.text());
     assert!(finished.text().contains("10.0.2.15/24"));
     assert!(finished.text().contains("nameserver 10.0.2.3"));
-    assert!(machine.events.iter().any(|event| matches!(event, MachineEvent::Lease { .. })));
+    assert!(
+        machine
+            .events
+            .iter()
+            .any(|event| matches!(event, MachineEvent::Lease { .. }))
+    );
     machine.power_off();
 }
 
@@ -563,7 +625,11 @@ fn memory(options: &Options) {
     assert!(finished.exit.oom_killed);
     assert_eq!(finished.exit.status, ExitStatus::Signal(9));
     let process = Some(ProcessId(1));
-    assert!(machine.events.contains(&MachineEvent::OutOfMemory { process }));
+    assert!(
+        machine
+            .events
+            .contains(&MachineEvent::OutOfMemory { process })
+    );
     machine.signal(ProcessId::MAIN, 9, SignalTarget::Process);
     assert!(!machine.wait(ProcessId::MAIN).exit.oom_killed);
     machine.power_off();
@@ -573,20 +639,26 @@ fn bulk(options: &Options) {
     let mut machine = Machine::boot(options);
     machine.set_up();
     let megabytes: usize = std::env::var("BULK").map_or(20, |bulk| bulk.parse().unwrap());
-    let script = format!("head -c {megabytes}M /dev/urandom > /dev/shm/x; sha256sum < /dev/shm/x >&2; cat /dev/shm/x");
-    let mut setup = exec(&["true"]);
-    setup.role = Role::Exec;
-    let finished = main_shell(&mut machine, &format!("mount -o remount,size=200m /dev/shm; {script}"));
+    let bytes = megabytes << 20;
+    let script = format!(
+        "head -c {bytes} /dev/urandom > /dev/shm/x; sha256sum < /dev/shm/x >&2; cat /dev/shm/x"
+    );
+    let finished = main_shell(
+        &mut machine,
+        &format!("mount -o remount,size=200m /dev/shm; {script}"),
+    );
     println!("{} bytes out", finished.stdout.len());
     let expected = String::from_utf8_lossy(&finished.stderr[..64]).into_owned();
     assert_eq!(machine::sha256(&finished.stdout), expected);
     machine.forget(ProcessId::MAIN);
     let started = std::time::Instant::now();
-    let finished = main_shell(&mut machine, &format!("head -c {megabytes}M /dev/zero"));
+    let finished = main_shell(&mut machine, &format!("head -c {bytes} /dev/zero"));
     let rate = finished.stdout.len() as f64 / started.elapsed().as_secs_f64() / 1e6;
     println!("{rate:.1} MB/s out");
     machine.forget(ProcessId::MAIN);
-    let data: Vec<u8> = (0..megabytes << 20).map(|i| (i * 7 + (i >> 8) * 13) as u8).collect();
+    let data: Vec<u8> = (0..megabytes << 20)
+        .map(|i| (i * 7 + (i >> 8) * 13) as u8)
+        .collect();
     let mut sum = spec(&["sha256sum"]);
     sum.stdio = Stdio::Pipes { stdin: true };
     let started = std::time::Instant::now();
@@ -619,7 +691,14 @@ fn measures(options: &Options) {
     let mut machine = Machine::boot(options);
     machine.set_up();
     machine
-        .start(ProcessId::MAIN, spec(&["sh", "-c", "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; sleep 1000"]))
+        .start(
+            ProcessId::MAIN,
+            spec(&[
+                "sh",
+                "-c",
+                "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; sleep 1000",
+            ]),
+        )
         .unwrap();
     let finished = machine.run(ProcessId(1), exec(&["sh", "-c", "sleep 1"]), b"");
     drop(finished);
@@ -663,7 +742,14 @@ fn reconnect(options: &Options) {
     let mut machine = Machine::boot(options);
     machine.set_up();
     machine
-        .start(ProcessId::MAIN, spec(&["sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exit 4"]))
+        .start(
+            ProcessId::MAIN,
+            spec(&[
+                "sh",
+                "-c",
+                "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exit 4",
+            ]),
+        )
         .unwrap();
     for _ in 0..5 {
         machine.wait_more(ProcessId::MAIN);

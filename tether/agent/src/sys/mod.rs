@@ -6,6 +6,7 @@ mod init;
 pub mod spawn;
 
 use nix::errno::Errno;
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// How a child ended, as `wait(2)` says it.
@@ -151,6 +152,33 @@ pub fn fork_worker(work: impl FnOnce() -> u8) -> Result<i32, Errno> {
         unsafe { libc::_exit(i32::from(code)) }
     }
     Ok(pid)
+}
+
+/// Copies every extended attribute of a file that is no link.
+///
+/// # Errors
+/// What the system calls say; a file system without any is no error.
+pub fn copy_attributes(from: &CStr, to: &CStr) -> Result<(), Errno> {
+    // XATTR_LIST_MAX and XATTR_SIZE_MAX (linux/limits.h).
+    let mut names = vec![0u8; 65536];
+    let mut value = vec![0u8; 65536];
+    // SAFETY: every buffer is valid for the length given with it, every string is terminated.
+    unsafe {
+        let length = libc::listxattr(from.as_ptr(), names.as_mut_ptr().cast(), names.len());
+        let length = match Errno::result(length) {
+            Err(Errno::EOPNOTSUPP) => return Ok(()),
+            other => other? as usize,
+        };
+        for name in names[..length].split_inclusive(|byte| *byte == 0) {
+            let name = name.as_ptr().cast();
+            let buffer = value.as_mut_ptr().cast();
+            let size = libc::getxattr(from.as_ptr(), name, buffer, value.len());
+            let size = Errno::result(size)? as usize;
+            let bytes = value.as_ptr().cast();
+            Errno::result(libc::setxattr(to.as_ptr(), name, bytes, size, 0))?;
+        }
+    }
+    Ok(())
 }
 
 /// Owns what `accept4(2)` has just returned, which `nix` gives as a number.
