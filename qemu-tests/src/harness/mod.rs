@@ -52,12 +52,13 @@ pub struct Options {
 }
 
 impl Options {
-    fn chooses(&self, test: &Test) -> bool {
-        self.filter.is_empty()
-            || self
-                .filter
-                .iter()
-                .any(|word| test.group == word || test.title().contains(word.as_str()))
+    /// A word that is a group's name means that group, any other a part of a test's name.
+    fn chooses(&self, test: &Test, groups: &BTreeSet<&str>) -> bool {
+        let matches = |word: &String| match groups.contains(word.as_str()) {
+            true => test.group == word,
+            false => test.title().contains(word.as_str()),
+        };
+        self.filter.is_empty() || self.filter.iter().any(matches)
     }
 }
 
@@ -70,9 +71,10 @@ pub fn run(options: Options, tests: &[Test]) -> Result<bool> {
     if titles.len() != tests.len() {
         bail!("two tests have the same name");
     }
+    let groups = tests.iter().map(|test| test.group).collect();
     let chosen: Vec<Test> = tests
         .iter()
-        .filter(|test| options.chooses(test))
+        .filter(|test| options.chooses(test, &groups))
         .cloned()
         .collect();
     if chosen.is_empty() {

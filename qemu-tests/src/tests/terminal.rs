@@ -14,22 +14,25 @@ pub const TESTS: &[Test] = &[
 
 fn shell(t: &Context) -> Result<()> {
     let terminal = Terminal::open(24, 80, &t.file("screen"))?;
+    // A shell that edits its line keeps the signal to itself, so another one waits for it first.
+    let script = "trap 'stty size' WINCH; echo ready; while ! read word; do :; done; exec sh";
     let mut running = t
-        .run(["sh"])
+        .run(["sh", "-c", script])
         .flags(["-it", "--name", "shell"])
         .on(&terminal)
         .spawn()?;
-    terminal.expect("/ # ");
-    terminal.types("stty size; tty; echo $TERM\r")?;
-    terminal.expect("\n24 80\r\n/dev/pts/0\r\nxterm\r\n").expect("/ # ");
-    terminal.types("trap 'stty size' WINCH; echo trapped; cat\r")?;
-    terminal.expect("\ntrapped\r\n");
+    terminal.expect("ready\r\n");
     terminal.resize(50, 132)?;
     running.signal(Signal::WINCH)?;
-    // The shell tells once `cat` is over, and Ctrl-C is what ends it.
+    terminal.expect("50 132\r\n");
+    terminal.types("go\r")?.expect("/ # ");
+    terminal.types("stty size; tty; echo $TERM\r")?;
+    terminal
+        .expect("\n50 132\r\n/dev/pts/0\r\nxterm\r\n")
+        .expect("/ # ");
+    terminal.types("cat\r")?.expect("cat\r\n");
     terminal.types("some\r")?.expect("some\r\nsome\r\n");
-    terminal.types("\x03")?;
-    terminal.expect("^C").expect("50 132\r\n").expect("/ # ");
+    terminal.types("\x03")?.expect("^C").expect("/ # ");
     terminal.types("cat; echo over $?\r")?.expect("\r\n");
     terminal.types("\x04")?.expect("over 0\r\n").expect("/ # ");
     terminal.types("exit 7\r")?;
