@@ -47,6 +47,8 @@ pub struct Prepared<'a> {
     pub qmp_fd: i32,
     /// The channel's carrier.
     pub channel: Wire,
+    /// Slots for disks that come while it runs.
+    pub hot_plug_slots: u8,
     /// UEFI's code, if the machine boots by it.
     pub uefi_code: Option<PathBuf>,
 }
@@ -117,14 +119,28 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
         );
     }
     args.channel(spec, &prepared.channel);
-    if spec.hardware == Hardware::Vmware && !spec.disks.is_empty() {
-        args.pair("-device", "pvscsi,id=scsi");
+    match spec.hardware {
+        // Disks come and go on the controller, so it is always there.
+        Hardware::Vmware => args.pair("-device", "pvscsi,id=scsi"),
+        // A PCI Express root complex takes nothing while it runs; its ports do.
+        Hardware::Virtio => {
+            for slot in 0..prepared.hot_plug_slots.min(HOT_PLUG_MOST) {
+                args.pair(
+                    "-device",
+                    format!(
+                        "pcie-root-port,id={},chassis={},addr=1e.{slot},multifunction=on",
+                        slot_name(slot),
+                        slot + 1
+                    ),
+                );
+            }
+        }
     }
     for disk in &spec.disks {
         for node in nodes(disk) {
             args.pair("-blockdev", node.to_string());
         }
-        args.pair("-device", device(spec.hardware, disk).to_string());
+        args.pair("-device", device(spec.hardware, disk, None).to_string());
     }
     for (index, nic) in spec.nics.iter().enumerate() {
         args.nic(spec.hardware, index, nic);
@@ -347,18 +363,31 @@ pub fn nodes(disk: &DiskSpec) -> Vec<Value> {
     ]
 }
 
+/// Most hot-plug slots: the functions of one PCI device.
+pub const HOT_PLUG_MOST: u8 = 8;
+
+/// The name of a hot-plug slot in QEMU.
+pub fn slot_name(slot: u8) -> String {
+    format!("slot{slot}")
+}
+
 /// The device that shows a disk to the guest, as `-device` and `device_add`
-/// take it.
-pub fn device(hardware: Hardware, disk: &DiskSpec) -> Value {
+/// take it; before the machine starts a virtio disk needs no `slot`.
+pub fn device(hardware: Hardware, disk: &DiskSpec, slot: Option<u8>) -> Value {
     let name = disk_name(&disk.serial);
-    match hardware {
-        Hardware::Virtio => json!({
-            "driver": "virtio-blk-pci", "id": name, "drive": name, "serial": disk.serial.as_str(),
-        }),
-        Hardware::Vmware => json!({
-            "driver": "scsi-hd", "bus": "scsi.0", "id": name, "drive": name, "serial": disk.serial.as_str(),
-        }),
+    let mut device = match hardware {
+        Hardware::Virtio => json!({"driver": "virtio-blk-pci"}),
+        Hardware::Vmware => json!({"driver": "scsi-hd", "bus": "scsi.0"}),
+    };
+    device["id"] = name.clone().into();
+    device["drive"] = name.into();
+    device["serial"] = disk.serial.as_str().into();
+    if let Some(slot) = slot {
+        device["bus"] = slot_name(slot).into();
+        // A port's guest looks at its first device only.
+        device["addr"] = "0".into();
     }
+    device
 }
 
 /// A file name in JSON. QEMU takes UTF-8 only; the driver refuses other names

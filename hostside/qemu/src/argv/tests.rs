@@ -52,6 +52,7 @@ fn lines(spec: &MachineSpec, accelerator: Accelerator, channel: Wire) -> Vec<Str
         accelerator,
         qmp_fd: 5,
         channel,
+        hot_plug_slots: 2,
         uefi_code: Some("/fw/a,b.fd".into()),
     };
     let mut lines: Vec<String> = Vec::new();
@@ -110,6 +111,7 @@ fn a_virtio_machine_has_virtio_devices_and_its_channel_by_name() {
             "-chardev socket,id=qmp,fd=5,server=on,wait=off",
             "-chardev socket,id=channel,fd=6,server=on,wait=off",
             "-device virtserialport,bus=ports.0,chardev=channel,id=channel0,name=org.tether.channel",
+            "-device pcie-root-port,id=slot1,chassis=2,addr=1e.1,multifunction=on",
             "-fw_cfg name=opt/tether/key,file=channel.key",
             "-fw_cfg name=opt/tether/channel,string=virtio:org.tether.channel",
             "-kernel /k/bzImage",

@@ -93,11 +93,11 @@ impl Vch {
 
     pub async fn try_open(&self) -> hypervisor::Result<Qemu> {
         // Longer than a socket's address may be.
-        Qemu::open(
-            self.state.path().join("long".repeat(30)),
-            Options::default(),
-        )
-        .await
+        let options = Options {
+            hot_plug_slots: 1,
+            ..Options::default()
+        };
+        Qemu::open(self.state.path().join("long".repeat(30)), options).await
     }
 
     fn machines(&self) -> PathBuf {
@@ -186,6 +186,19 @@ impl Vch {
             .flatten()
             .map(|file| file.metadata().map_or(0, |m| m.len()))
             .sum()
+    }
+
+    /// A file of so many zero bytes, beside the machines.
+    pub fn file(&self, name: &str, size: u64) -> PathBuf {
+        let path = self.state.path().join(name);
+        fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+        path
     }
 
     pub fn rename(&self, from: &str, to: &str) {
