@@ -193,6 +193,8 @@ enum Effect {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub session: HostSession,
+    /// The carrier is a serial line.
+    pub serial: bool,
     pub phase: Phase,
     pub resumed: Option<Resumed>,
     pub processes: BTreeMap<ProcessId, Process>,
@@ -206,9 +208,10 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub fn new(session: HostSession) -> Self {
+    pub fn new(session: HostSession, serial: bool) -> Self {
         Self {
             session,
+            serial,
             phase: Phase::Waiting { carrier: None },
             resumed: None,
             processes: BTreeMap::new(),
@@ -450,9 +453,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub fn new(session: HostSession) -> Self {
+    pub fn new(session: HostSession, serial: bool) -> Self {
         Self {
-            core: Mutex::new(Core::new(session)),
+            core: Mutex::new(Core::new(session, serial)),
             outbound: Notify::new(),
             changed: Notify::new(),
         }

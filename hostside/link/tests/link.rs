@@ -495,6 +495,29 @@ async fn a_machine_that_restarted_has_lost_its_processes_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_stays_mute_is_given_up_for_the_next_one() {
+    let guest = Guest::boot(CarrierKind::Stream, 1);
+    let mut mute = Vec::new();
+    let connector = move || {
+        let mut good = guest.connector();
+        let silent = (mute.len() < 2).then(|| {
+            let (host, nobody) = tokio::io::duplex(1024);
+            // Open, and nobody reads it or writes.
+            mute.push(nobody);
+            host
+        });
+        async move {
+            match silent {
+                Some(host) => Ok(host),
+                None => tether_link::Connector::connect(&mut good).await,
+            }
+        }
+    };
+    let link = Link::spawn(connector, config(CarrierKind::Stream)).unwrap();
+    link.ready(SOON).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_link_ends_every_call() {
     let guest = Guest::boot(CarrierKind::Stream, 1);
     let link = stream(&guest);
