@@ -13,6 +13,7 @@ use hypervisor::{
 };
 
 use super::*;
+use crate::accel::Accelerator;
 use crate::argv::{self, Prepared, UEFI_VARIABLES, Wire};
 use crate::directory::{LOG, QMP_SOCKET};
 use crate::qmp::EventStream;
@@ -142,12 +143,17 @@ impl Machine {
             }
             | Boot::Kernel { .. } => None,
         };
+        let tsc_khz = match self.options.accelerator {
+            Accelerator::Tcg => self.tsc.khz().await,
+            Accelerator::Kvm => None,
+        };
         let arguments = argv::arguments(&Prepared {
             spec,
             accelerator: self.options.accelerator,
             qmp_fd,
             channel,
             hot_plug_slots: self.options.hot_plug_slots,
+            tsc_khz,
             uefi_code,
         });
         let program = &self.options.program;
