@@ -6,6 +6,9 @@
 //! written to later: tables first, and all there, because QEMU (7.2, `block/vmdk.c`) makes new grains but
 //! never new tables. Tables without grains are holes of the file: a child takes 8 bytes for each 32 MiB of
 //! its parent (1.3 KB for 10 GiB), and 16 KiB beside; no time that depends on what is in the parent.
+//! [`export_stream`] writes the compressed form that ESXi imports.
+
+mod export;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,6 +19,7 @@ use crate::digest::Digest;
 use crate::disk::{Disk, punch};
 use crate::ext4::{self, Ext4Error, Identity, Label};
 use crate::tree::Tree;
+pub use export::export_stream;
 
 const SECTOR: u64 = 512;
 /// Sectors in a grain.
@@ -27,6 +31,8 @@ const TABLE_SECTORS: u64 = TABLE_GRAINS * 4 / SECTOR;
 /// Sectors for the descriptor, after the header.
 const DESCRIPTOR_SECTORS: u64 = 20;
 const MAGIC: u32 = 0x564d_444b;
+/// The most sectors a disk can have: 2 TiB.
+const CAPACITY_MAX: u64 = 1 << 32;
 /// The longest file name QEMU takes for a parent.
 const HINT_MAX: usize = 1023;
 /// What a disk written front to back calls itself: the store's name for image disks.
@@ -68,6 +74,14 @@ pub enum VmdkError {
         /// The path.
         path: PathBuf,
     },
+    /// A disk could not be written out in another form.
+    #[error("cannot write the disk {path} out")]
+    Export {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A new volume could not be formatted.
     #[error("cannot format the disk {path}")]
     Filesystem {
@@ -85,6 +99,16 @@ struct Header {
     directory: u64,
     /// Sectors before the first grain.
     overhead: u64,
+    form: Form,
+}
+
+/// The two kinds of disk.
+#[derive(Clone, Copy)]
+enum Form {
+    /// `monolithicSparse`, version 1.
+    Sparse,
+    /// `streamOptimized`, version 3: compressed grains, with markers between them.
+    Stream,
 }
 
 impl Header {
@@ -96,9 +120,14 @@ impl Header {
             at += field.len();
         };
         put(&MAGIC.to_le_bytes());
-        put(&1u32.to_le_bytes());
-        // Bit 0: line ends can be checked. Bit 1: the redundant directory is in use.
-        put(&3u32.to_le_bytes());
+        // Bit 0: line ends can be checked. Bit 1: the redundant directory is in use. Bits 16 and 17:
+        // compressed grains, markers.
+        let (version, flags, compression) = match self.form {
+            Form::Sparse => (1u32, 0x3u32, 0u16),
+            Form::Stream => (3, 0x3_0001, 1),
+        };
+        put(&version.to_le_bytes());
+        put(&flags.to_le_bytes());
         put(&self.capacity.to_le_bytes());
         put(&GRAIN_SECTORS.to_le_bytes());
         put(&1u64.to_le_bytes());
@@ -109,6 +138,7 @@ impl Header {
         put(&self.overhead.to_le_bytes());
         put(&[0]);
         put(b"\n \r\n");
+        put(&compression.to_le_bytes());
         bytes
     }
 }
@@ -120,6 +150,7 @@ struct Descriptor<'a> {
     capacity: u64,
     cid: u32,
     parent: Option<(u32, &'a str)>,
+    form: Form,
 }
 
 impl Descriptor<'_> {
@@ -128,10 +159,14 @@ impl Descriptor<'_> {
             Some((cid, path)) => (cid, format!("parentFileNameHint=\"{path}\"\n")),
             None => (NO_PARENT, String::new()),
         };
+        let kind = match self.form {
+            Form::Sparse => "monolithicSparse",
+            Form::Stream => "streamOptimized",
+        };
         let cylinders = (self.capacity / (255 * 63)).clamp(1, 65_535);
         format!(
             "# Disk DescriptorFile\nversion=1\nCID={:08x}\nparentCID={parent_cid:08x}\n\
-             createType=\"monolithicSparse\"\n{hint}\n\
+             createType=\"{kind}\"\n{hint}\n\
              # Extent description\nRW {} SPARSE \"{}\"\n\n\
              # The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"7\"\n\
              ddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"255\"\n\
@@ -278,6 +313,7 @@ impl Disk for SparseDisk {
             capacity,
             cid: self.cid,
             parent: None,
+            form: Form::Sparse,
         };
         self.file.write_all_at(&header.encode(), 0)?;
         self.file.write_all_at(&descriptor.encode(), SECTOR)?;
@@ -327,6 +363,7 @@ impl Layout {
             redundant_directory: self.redundant(),
             directory: self.main(),
             overhead,
+            form: Form::Sparse,
         }
     }
 }
@@ -409,6 +446,7 @@ pub fn create_child(parent: &Path, path: &Path) -> Result<(), VmdkError> {
                 capacity: size / SECTOR,
                 cid: fresh_cid()?,
                 parent: Some((cid, hint)),
+                form: Form::Sparse,
             };
             create_empty(&file, &descriptor)
         })
@@ -485,6 +523,7 @@ impl GrowingDisk {
             capacity,
             cid: fresh_cid()?,
             parent: None,
+            form: Form::Sparse,
         };
         let layout = create_empty(&file, &descriptor)?;
         let mut inner = SparseDisk::new(file);

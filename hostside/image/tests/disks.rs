@@ -298,3 +298,42 @@ fn a_new_volume_is_an_empty_clean_filesystem_that_takes_writes() {
         Err(VmdkError::Create { .. })
     ));
 }
+
+#[test]
+fn an_exported_stream_reads_as_the_disk_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("d.vmdk");
+    let stream = directory.path().join("stream.vmdk");
+    let raw = directory.path().join("raw");
+    let mib = 1 << 20;
+    for pieces in [
+        &[][..],
+        &[
+            (512, 1024, 1),
+            (10 * mib, 65_536, 0),
+            (33 * mib, 3 * mib as usize, 2),
+            (129 * mib, mib as usize, 3),
+        ],
+    ] {
+        let _ = fs::remove_file(&path);
+        let expected = write(&path, 130 * mib, pieces, &[]);
+        let written = vmdk::export_stream(&path, fs::File::create(&stream).unwrap()).unwrap();
+        assert_eq!(fs::metadata(&stream).unwrap().len(), written);
+        assert!(written < 200 << 10, "{written}");
+        let mut again = Vec::new();
+        vmdk::export_stream(&path, &mut again).unwrap();
+        assert!(fs::read(&stream).unwrap() == again);
+        let Some(found) = convert(&stream, &raw) else {
+            return;
+        };
+        assert!(found == expected);
+        let info = tool("qemu-img", &["info", stream.to_str().unwrap()]).unwrap();
+        assert!(info.contains("create type: streamOptimized"), "{info}");
+    }
+    let child = directory.path().join("child.vmdk");
+    vmdk::create_child(&path, &child).unwrap();
+    assert!(matches!(
+        vmdk::export_stream(&child, Vec::new()),
+        Err(VmdkError::Format { .. })
+    ));
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use common::ext4::Filesystem;
 use image::digest::Digest;
-use image::disk::RawDisk;
+use image::disk::{Disk, RawDisk};
 use image::ext4::{BLOCK, Ext4Error, Identity, Label, Size, Summary, Writer};
 use image::tree::{Attributes, Kind, NodeId, Time, Tree};
 
@@ -405,38 +405,57 @@ fn extent_trees_grow_several_levels() {
     }
 }
 
+/// A disk that forgets contents of one value, to be fast.
+struct Forgetful(RawDisk);
+
+impl Disk for Forgetful {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        if bytes[0] == 0x5a && bytes[bytes.len() - 1] == 0x5a {
+            return Ok(());
+        }
+        self.0.write(offset, bytes)
+    }
+
+    fn discard(&mut self, offset: u64, length: u64) -> std::io::Result<()> {
+        self.0.discard(offset, length)
+    }
+
+    fn finish(&mut self, size: u64) -> std::io::Result<()> {
+        self.0.finish(size)
+    }
+}
+
 #[test]
 fn a_file_larger_than_a_flexible_group_goes_round_the_structures() {
     let size: u64 = 2_300 << 20;
-    let made = make(
-        Size::AtLeast {
-            size: 3 << 30,
-            free: 64 << 20,
-        },
-        |tree, writer| {
-            let contents = writer.contents();
-            let mut file = contents.file();
-            let piece = vec![0x5a; 8 << 20];
-            let mut offset = 0;
-            while offset < size {
-                let count = (size - offset).min(piece.len() as u64);
-                contents
-                    .write(&mut file, offset, &piece[..count as usize])
-                    .unwrap();
-                offset += count;
-            }
-            put(
-                tree,
-                "f",
-                Attributes::plain(0o644),
-                Kind::File {
-                    size,
-                    runs: contents.end(file),
-                },
-            );
-        },
-    );
-    let all = Filesystem::open(&made.path).all();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    let disk = Forgetful(RawDisk(std::fs::File::create_new(&path).unwrap()));
+    let wanted = Size::AtLeast {
+        size: 3 << 30,
+        free: 64 << 20,
+    };
+    let mut writer = Writer::new(disk, wanted).unwrap();
+    let contents = writer.contents();
+    let mut file = contents.file();
+    let piece = vec![0x5a; 8 << 20];
+    let mut offset = 0;
+    while offset < size {
+        let count = (size - offset).min(piece.len() as u64);
+        contents
+            .write(&mut file, offset, &piece[..count as usize])
+            .unwrap();
+        offset += count;
+    }
+    let mut tree = Tree::new(10);
+    let kind = Kind::File {
+        size,
+        runs: contents.end(file),
+    };
+    put(&mut tree, "f", Attributes::plain(0o644), kind);
+    writer.finish(&tree, &identity()).unwrap();
+    common::assert_clean(&path);
+    let all = Filesystem::open(&path).all();
     assert_eq!(all["f"].mapped, size / BLOCK);
 }
 

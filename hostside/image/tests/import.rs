@@ -487,7 +487,7 @@ fn bombs_are_stopped_at_the_limits() {
             }),
         );
         assert!(
-            text.contains("more than 1048576 bytes, the limit"),
+            text.contains("more than 1048576 bytes"),
             "{packing:?}: {text}"
         );
         let text = place.refused(
@@ -498,7 +498,7 @@ fn bombs_are_stopped_at_the_limits() {
             }),
         );
         assert!(
-            text.contains("more than 1048576 bytes, the limit"),
+            text.contains("more than 1048576 bytes"),
             "{packing:?}: {text}"
         );
         fs::remove_dir_all(place.path("layout")).unwrap();
@@ -755,6 +755,91 @@ fn a_directory_is_copied_as_it_is() {
         "{}",
         common::chain(&error)
     );
+}
+
+/// The same tree by this crate and by `mke2fs -d`, the second opinion.
+#[test]
+fn a_directory_comes_out_as_mke2fs_makes_it() {
+    let place = Place::new();
+    let root = place.path("root");
+    fs::create_dir_all(&root).unwrap();
+    let mut index = 0u64;
+    for directory in ["a", "a/b", "a/b/c", "d"] {
+        fs::create_dir(root.join(directory)).unwrap();
+        for size in [0, 1, 4095, 4096, 4097, 100_000] {
+            index += 1;
+            let bytes: Vec<u8> = (0..size)
+                .map(|at: u64| (at * index % 251) as u8 + 1)
+                .collect();
+            fs::write(root.join(directory).join(format!("f{size}")), bytes).unwrap();
+        }
+    }
+    for count in 0..400 {
+        fs::write(
+            root.join("d")
+                .join(format!("many-{count}-{}", "x".repeat(count % 60))),
+            "y",
+        )
+        .unwrap();
+    }
+    for length in [1, 59, 60, 1000] {
+        std::os::unix::fs::symlink("t".repeat(length), root.join(format!("link{length}"))).unwrap();
+    }
+    fs::hard_link(root.join("a/f4097"), root.join("d/linked")).unwrap();
+    let other = place.path("other");
+    let args = [
+        "-q",
+        "-b",
+        "4096",
+        "-I",
+        "256",
+        "-t",
+        "ext4",
+        "-d",
+        root.to_str().unwrap(),
+        other.to_str().unwrap(),
+        "64M",
+    ];
+    let Some(output) = common::run("mke2fs", &args) else {
+        return;
+    };
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let record = place.import(&place.source("dir", "root"), None).unwrap();
+    let Some(raw) = place.raw(&record.disk) else {
+        return;
+    };
+    let nodes = |disk: &Path| -> Vec<_> {
+        let all = Filesystem::open(disk).all();
+        let kept = all.into_iter().filter(|(path, _)| path != "lost+found");
+        kept.map(|(path, node)| {
+            let data = if node.mode >> 12 == 0o4 {
+                Vec::new()
+            } else {
+                node.data
+            };
+            // mke2fs counts its own lost+found in the root.
+            let links = if path.is_empty() { 0 } else { node.links };
+            (
+                path,
+                node.mode,
+                node.uid,
+                node.gid,
+                links,
+                node.mtime.0,
+                data,
+            )
+        })
+        .collect()
+    };
+    let (ours, theirs) = (nodes(&raw), nodes(&other));
+    assert_eq!(ours.len(), theirs.len());
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert!(ours == theirs, "{} and {} differ", ours.0, theirs.0);
+    }
 }
 
 #[test]

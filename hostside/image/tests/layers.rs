@@ -421,6 +421,56 @@ fn the_limits_hold() {
 }
 
 #[test]
+fn what_would_take_too_much_is_refused() {
+    let links = (0..65_000).fold(tar().file("f", ""), |tar, index| {
+        tar.link(&format!("{index}"), "f")
+    });
+    refused(&[links], "it has more than 65000 names");
+    let fits = tar()
+        .pax(&[("SCHILY.xattr.user.a", &[1; 3900])])
+        .file("f", "");
+    check(&[fits], &["f="]);
+    refused(
+        &[tar()
+            .pax(&[("SCHILY.xattr.user.a", &[1; 4096])])
+            .file("f", "")],
+        "take more than 4 KiB",
+    );
+    refused(
+        &[tar()
+            .pax(&[("SCHILY.xattr.user.a", &[1; 4096])])
+            .directory("./")],
+        "take more than 4 KiB",
+    );
+    // A byte in every second block: 4 KiB of disk each.
+    let map: Vec<String> = (0..5000)
+        .map(|index| format!("{},1", index * 8192))
+        .collect();
+    let sparse = tar()
+        .pax(&[
+            ("GNU.sparse.size", b"40960000"),
+            ("GNU.sparse.map", map.join(",").as_bytes()),
+        ])
+        .file("f", vec![7; 5000])
+        .end();
+    let mut writer = Writer::new(
+        RawDisk(tempfile::tempfile().unwrap()),
+        Size::Fixed(256 << 20),
+    )
+    .unwrap();
+    let mut tree = Tree::new(100);
+    let limits = Limits {
+        total_bytes: 10 << 20,
+        ..Limits::default()
+    };
+    let error = layer::apply(&sparse[..], 1, &mut tree, writer.contents(), &limits).unwrap_err();
+    assert!(
+        common::chain(&error).contains("take more than 10485760 bytes of disk"),
+        "{error}"
+    );
+}
+
+#[test]
 fn damaged_streams_are_refused_each_with_its_reason() {
     let whole = tar().file("a", vec![7; 5000]).end();
     let header = |change: &dyn Fn(&mut [u8; 512])| {

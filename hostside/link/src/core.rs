@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use tether_wire::message::{
     Error, ErrorKind, Exit, MachineEvent, Output, ProcessId, ProcessState, Reply, Request,
-    RequestId, RunState,
+    RequestId, RunState, Stdio,
 };
 use tether_wire::{Full, HostEvent, HostSession, OUTPUT_WINDOW};
 use tokio::sync::Notify;
@@ -193,6 +193,8 @@ enum Effect {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub session: HostSession,
+    /// The carrier is a serial line.
+    pub serial: bool,
     pub phase: Phase,
     pub resumed: Option<Resumed>,
     pub processes: BTreeMap<ProcessId, Process>,
@@ -206,9 +208,10 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub fn new(session: HostSession) -> Self {
+    pub fn new(session: HostSession, serial: bool) -> Self {
         Self {
             session,
+            serial,
             phase: Phase::Waiting { carrier: None },
             resumed: None,
             processes: BTreeMap::new(),
@@ -229,10 +232,13 @@ impl Core {
             _ => Effect::None,
         };
         let id = self.session.request(request.clone())?;
-        if let Effect::Start(process) = effect {
-            self.processes
-                .entry(process)
+        if let Request::Start { process, spec } = request {
+            let process = self
+                .processes
+                .entry(*process)
                 .or_insert_with(|| Process::new(0, 0));
+            // A terminal's output is all standard output: nothing will say that the other ended.
+            process.stderr.ended |= matches!(spec.stdio, Stdio::Terminal { .. });
         }
         let slot = Slot {
             effect,
@@ -447,9 +453,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub fn new(session: HostSession) -> Self {
+    pub fn new(session: HostSession, serial: bool) -> Self {
         Self {
-            core: Mutex::new(Core::new(session)),
+            core: Mutex::new(Core::new(session, serial)),
             outbound: Notify::new(),
             changed: Notify::new(),
         }

@@ -13,6 +13,15 @@ use tokio::time::Instant;
 /// Bytes read from the carrier at once.
 const READ: usize = 64 * 1024;
 
+/// How long a stream may stay unanswered before another is tried; doubles each time.
+///
+/// QEMU 7.2 can leave a virtio-serial port mute: when its client dies while the guest writes, the
+/// port is closed, and throttled a moment later by the write that failed, so that the next client
+/// hears nothing. The one after that does. A guest that still boots loses nothing by it: what was
+/// said to it is said again.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long the pause after a failed connection may grow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
@@ -31,6 +40,8 @@ enum Broken {
     Violation(Violation),
     #[error("the channel was refused")]
     Refused,
+    #[error("the guest did not answer")]
+    Silent,
 }
 
 /// Connects, serves, and connects again, until the link is refused or dropped.
@@ -41,11 +52,12 @@ pub(crate) async fn drive<C: Connector>(
     epoch: Instant,
 ) {
     let mut pause = backoff.first;
+    let mut patience = PATIENCE;
     loop {
         match connector.connect().await {
             Ok(carrier) => {
                 let mut up = false;
-                let reason = serve(&shared, carrier, epoch, &mut up).await;
+                let reason = serve(&shared, carrier, epoch, patience, &mut up).await;
                 tracing::debug!(%reason, up, "carrier lost");
                 let mut core = shared.lock();
                 core.session.disconnected();
@@ -53,6 +65,9 @@ pub(crate) async fn drive<C: Connector>(
                 if up {
                     core.notice(Notice::Down);
                     pause = backoff.first;
+                    patience = PATIENCE;
+                } else if matches!(reason, Broken::Silent) {
+                    patience = (patience * 2).min(LONGEST_PATIENCE);
                 }
                 if core.ended().is_none() {
                     core.phase = Phase::Waiting {
@@ -78,7 +93,13 @@ pub(crate) async fn drive<C: Connector>(
     }
 }
 
-async fn serve<C>(shared: &Shared, carrier: C, epoch: Instant, up: &mut bool) -> Broken
+async fn serve<C>(
+    shared: &Shared,
+    carrier: C,
+    epoch: Instant,
+    patience: Duration,
+    up: &mut bool,
+) -> Broken
 where
     C: tokio::io::AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -90,7 +111,12 @@ where
     let (mut reader, mut writer) = tokio::io::split(carrier);
     let mut incoming = vec![0; READ];
     let mut outgoing = Outgoing::default();
-    shared.lock().session.connected(nonce);
+    let serial = {
+        let mut core = shared.lock();
+        core.session.connected(nonce);
+        core.serial
+    };
+    let give_up = Instant::now() + patience;
     loop {
         let mut deadline = None;
         if outgoing.is_empty() {
@@ -143,6 +169,8 @@ where
             }
             () = shared.outbound.notified(), if idle => {}
             () = timer, if idle => {}
+            // A serial line is the same line however often it is opened.
+            () = tokio::time::sleep_until(give_up), if !*up && !serial => return Broken::Silent,
         }
     }
 }

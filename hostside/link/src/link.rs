@@ -76,7 +76,8 @@ impl Link {
         for adopted in &config.adopt {
             session.adopt(adopted.process, adopted.stdout, adopted.stderr);
         }
-        let shared = Arc::new(Shared::new(session));
+        let serial = config.carrier == CarrierKind::Serial;
+        let shared = Arc::new(Shared::new(session, serial));
         {
             let mut core = shared.lock();
             for adopted in &config.adopt {

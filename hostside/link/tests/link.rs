@@ -198,6 +198,24 @@ async fn input_comes_back_whole_and_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_terminals_standard_error_has_ended_before_it_began() {
+    let guest = Guest::boot(CarrierKind::Stream, 1);
+    let link = stream(&guest);
+    set_up(&link).await;
+    let mut spec = spec(&["say", "out"]);
+    spec.stdio = Stdio::Terminal {
+        size: TerminalSize {
+            rows: 24,
+            columns: 80,
+        },
+        stdin: true,
+    };
+    let mut process = link.start(ProcessId::MAIN, spec).await.unwrap();
+    assert_eq!(read_all(&mut process.stderr).await, b"");
+    assert_eq!(read_all(&mut process.stdout).await, b"out");
+}
+
+#[tokio::test(start_paused = true)]
 async fn writing_to_a_process_that_ended_is_a_broken_pipe() {
     let guest = Guest::boot(CarrierKind::Stream, 1);
     let link = stream(&guest);
@@ -474,6 +492,29 @@ async fn a_machine_that_restarted_has_lost_its_processes_and_says_so() {
         "{error:?}"
     );
     assert!(matches!(process.wait().await, Err(LinkError::Lost(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_stays_mute_is_given_up_for_the_next_one() {
+    let guest = Guest::boot(CarrierKind::Stream, 1);
+    let mut mute = Vec::new();
+    let connector = move || {
+        let mut good = guest.connector();
+        let silent = (mute.len() < 2).then(|| {
+            let (host, nobody) = tokio::io::duplex(1024);
+            // Open, and nobody reads it or writes.
+            mute.push(nobody);
+            host
+        });
+        async move {
+            match silent {
+                Some(host) => Ok(host),
+                None => tether_link::Connector::connect(&mut good).await,
+            }
+        }
+    };
+    let link = Link::spawn(connector, config(CarrierKind::Stream)).unwrap();
+    link.ready(SOON).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,22 +50,53 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The last `count` lines of a console, without what a terminal would not show.
+/// Most characters of a console line that are shown.
+const LINE: usize = 200;
+
+/// The last `count` lines of a console, without what a terminal would obey rather than show
+/// (ECMA-48 control sequences, other control characters), each cut to a readable length.
 pub fn last_lines(console: &[u8], count: usize) -> Vec<String> {
-    let text = String::from_utf8_lossy(console);
+    let text = plain(&String::from_utf8_lossy(console));
     let mut lines: Vec<String> = text
-        .lines()
+        .split('\n')
         .rev()
-        .map(|line| {
-            line.chars()
-                .filter(|c| !c.is_control() || *c == '\t')
-                .collect::<String>()
-        })
         .filter(|line| !line.trim().is_empty())
+        .map(|line| match line.char_indices().nth(LINE) {
+            Some((cut, _)) => format!("{}...", &line[..cut]),
+            None => line.to_owned(),
+        })
         .take(count)
         .collect();
     lines.reverse();
     lines
+}
+
+/// Drops control sequences. One that moves the cursor ends a line, as it does on a screen.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\x1b' => match rest.next() {
+                Some('[') => {
+                    // CSI: parameters and intermediates, then one final byte from @ to ~.
+                    let end = rest.find(|c| ('@'..='~').contains(c));
+                    if matches!(end, Some('A'..='H' | 'J' | 'f')) {
+                        plain.push('\n');
+                    }
+                }
+                // OSC: up to its terminator.
+                Some(']') => {
+                    let _ = rest.find(|c| matches!(c, '\x07' | '\x1b' | '\n'));
+                }
+                _ => {}
+            },
+            '\n' | '\t' => plain.push(c),
+            c if c.is_control() => {}
+            c => plain.push(c),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -80,7 +111,21 @@ mod tests {
         failure.console = last_lines(b"one\r\n\n\x1b[31mtwo\xff\r\nthree", 2);
         assert_eq!(
             failure.to_string(),
-            "vch: high: low.\nThe guest's console ended with:\n  | [31mtwo\u{fffd}\n  | three"
+            "vch: high: low.\nThe guest's console ended with:\n  | two\u{fffd}\n  | three"
         );
+    }
+    #[test]
+    fn a_console_drawn_like_a_screen_is_shown_in_short_plain_lines() {
+        let mut console = Vec::new();
+        for _ in 0..500 {
+            console.extend_from_slice(
+                b"\x1b[2J\x1b[01;01H\x1b[0m\x1b[37mMenu\x1b[05;10H\x1b]0;title\x07Item",
+            );
+        }
+        console.extend(vec![b'x'; 1000]);
+        let lines = last_lines(&console, 3);
+        assert_eq!(lines[..2], ["Item", "Menu"]);
+        assert_eq!(lines[2], format!("Item{}...", "x".repeat(LINE - 4)));
+        assert!(lines.iter().all(|line| !line.contains('\x1b')));
     }
 }

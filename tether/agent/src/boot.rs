@@ -2,10 +2,11 @@
 //! what the host left to be read at start.
 
 use crate::failure::{Context, Result, invalid};
+use crate::files;
 use crate::mount::{CLOSED, mount};
-use nix::mount::MsFlags;
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use std::fs;
+use crate::prelude::*;
+use rustix::mount::MountFlags;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// tmpfs of the machine (not of the container): mount points and the files the container sees at
 /// /etc/hosts and such.
@@ -19,12 +20,7 @@ pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// Which one, and why.
 pub fn mount_file_systems() -> Result<()> {
     for directory in ["/proc", "/sys", "/dev", RUN] {
-        match fs::create_dir(directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(error).context(|| format!("making {directory}"));
-            }
-            _ => {}
-        }
+        files::make_directory(directory).context(|| format!("making {directory}"))?;
     }
     mount("proc", "/proc", "proc", CLOSED, "")?;
     mount("sysfs", "/sys", "sysfs", CLOSED, "")?;
@@ -32,7 +28,7 @@ pub fn mount_file_systems() -> Result<()> {
         "devtmpfs",
         "/dev",
         "devtmpfs",
-        MsFlags::MS_NOSUID,
+        MountFlags::NOSUID,
         "mode=0755",
     )?;
     mount("cgroup2", CGROUPS, "cgroup2", CLOSED, "")?;
@@ -46,13 +42,21 @@ pub fn mount_file_systems() -> Result<()> {
 /// the machine has no swap, and the initramfs its text lives in is never reclaimed.
 pub fn protect() {
     for (resource, limit) in [
-        (Resource::RLIMIT_NOFILE, 1 << 20),
-        (Resource::RLIMIT_NPROC, RLIM_INFINITY),
-        (Resource::RLIMIT_CORE, RLIM_INFINITY),
+        (Resource::Nofile, Some(1 << 20)),
+        (Resource::Nproc, None),
+        (Resource::Core, None),
     ] {
-        let _ = setrlimit(resource, limit, limit);
+        let (current, maximum) = (limit, limit);
+        let _ = setrlimit(resource, Rlimit { current, maximum });
     }
-    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    let _ = files::tell("/proc/self/oom_score_adj", "-1000");
+    // What Docker sets in every container's network: no port and no ping needs privilege.
+    for (name, value) in [
+        ("ip_unprivileged_port_start", "0"),
+        ("ping_group_range", "0 2147483647"),
+    ] {
+        let _ = files::tell(format!("/proc/sys/net/ipv4/{name}"), value);
+    }
 }
 
 /// Where the channel is.
@@ -105,8 +109,8 @@ impl Configuration {
     /// # Errors
     /// No channel, or one that makes no sense; a key of the wrong form.
     pub fn read() -> Result<Self> {
-        let line = fs::read_to_string("/proc/cmdline").context(|| "reading /proc/cmdline")?;
-        let firmware = |name: &str| fs::read(format!("{FIRMWARE}/{name}/raw")).ok();
+        let line = files::text("/proc/cmdline");
+        let firmware = |name: &str| files::content(format!("{FIRMWARE}/{name}/raw")).ok();
         Self::from_sources(&line, firmware("channel"), firmware("key"))
     }
 
@@ -166,7 +170,7 @@ pub fn hexadecimal<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 /// The kernel's name for this boot.
 pub fn boot_id() -> [u8; 16] {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = files::text("/proc/sys/kernel/random/boot_id");
     hexadecimal(&text.trim().replace('-', "")).unwrap_or_default()
 }
 

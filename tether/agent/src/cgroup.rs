@@ -6,10 +6,10 @@
 
 use crate::boot::CGROUPS;
 use crate::failure::{Context, Result};
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use crate::files;
+use crate::prelude::*;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, open};
 
 /// One process's group, while it runs.
 pub struct Group {
@@ -40,7 +40,7 @@ impl Group {
 
     fn is_populated(&self) -> bool {
         let events = format!("{}/cgroup.events", path_of(self.number));
-        field(&fs::read_to_string(events).unwrap_or_default(), "populated") != Some(0)
+        field(&files::text(events), "populated") != Some(0)
     }
 }
 
@@ -67,15 +67,15 @@ impl Groups {
     /// # Errors
     /// Which file, and why.
     pub fn new() -> Result<Self> {
-        fs::create_dir(CONTAINER).context(|| format!("making {CONTAINER}"))?;
+        files::make_directory(CONTAINER).context(|| format!("making {CONTAINER}"))?;
         for group in [CGROUPS, CONTAINER] {
             // One at a time: a kernel without one of them still has the others.
             for controller in ["+cpu", "+memory", "+pids", "+io"] {
-                let _ = fs::write(format!("{group}/cgroup.subtree_control"), controller);
+                let _ = files::tell(format!("{group}/cgroup.subtree_control"), controller);
             }
         }
         let path = format!("{CONTAINER}/memory.events");
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let events =
             open(path.as_str(), flags, Mode::empty()).context(|| format!("opening {path}"))?;
         Ok(Self {
@@ -95,8 +95,8 @@ impl Groups {
     /// Reads the count of kills anew, which also ends the event. Whether it rose.
     pub fn kills_rose(&mut self) -> bool {
         let mut buffer = [0; 512];
-        let length = nix::sys::uio::pread(&self.events, &mut buffer, 0).unwrap_or(0);
-        let text = std::str::from_utf8(&buffer[..length]).unwrap_or_default();
+        let length = rustix::io::pread(&self.events, &mut buffer, 0).unwrap_or(0);
+        let text = core::str::from_utf8(&buffer[..length]).unwrap_or_default();
         let now = field(text, "oom_kill").unwrap_or(0);
         let rose = now > self.kills;
         self.kills = now;
@@ -113,7 +113,7 @@ impl Groups {
     /// # Errors
     /// What `mkdir(2)` says.
     pub fn take(&mut self) -> Result<Group> {
-        let (busy, empty) = std::mem::take(&mut self.lingering)
+        let (busy, empty) = core::mem::take(&mut self.lingering)
             .into_iter()
             .partition(Group::is_populated);
         self.lingering = busy;
@@ -124,8 +124,8 @@ impl Groups {
             return Ok(group);
         }
         let path = path_of(self.made);
-        fs::create_dir(&path).context(|| format!("making {path}"))?;
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        files::make_directory(path.as_str()).context(|| format!("making {path}"))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory =
             open(path.as_str(), flags, Mode::empty()).context(|| format!("opening {path}"))?;
         let number = self.made;
@@ -145,19 +145,18 @@ impl Groups {
 
     /// SIGKILL to everything in the container.
     pub fn kill_all(&self) {
-        let _ = fs::write(format!("{CONTAINER}/cgroup.kill"), "1");
+        let _ = files::tell(format!("{CONTAINER}/cgroup.kill"), "1");
     }
 
     /// Whether anything is left in the container.
     pub fn is_populated(&self) -> bool {
-        let events = fs::read_to_string(format!("{CONTAINER}/cgroup.events"));
-        field(&events.unwrap_or_default(), "populated") == Some(1)
+        let events = files::text(format!("{CONTAINER}/cgroup.events"));
+        field(&events, "populated") == Some(1)
     }
 }
 
 fn kills(group: &str) -> u64 {
-    let text = fs::read_to_string(format!("{group}/memory.events")).unwrap_or_default();
-    field(&text, "oom_kill").unwrap_or(0)
+    field(&files::text(format!("{group}/memory.events")), "oom_kill").unwrap_or(0)
 }
 
 /// A number from a flat keyed file (`Documentation/admin-guide/cgroup-v2.rst`).

@@ -11,22 +11,17 @@ use crate::boot::ChannelAddress;
 use crate::container::Container;
 use crate::failure::{Context, Result};
 use crate::poller::{Poller, Token};
-use crate::warning;
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::epoll::EpollFlags;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen,
-    socket,
+use crate::prelude::*;
+use crate::{files, sys, warning};
+use rustix::event::epoll::EventFlags;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::io::{read, write};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, listen, socket_with};
+use rustix::termios::{
+    ControlModes, InputModes, OptionalActions, QueueSelector, tcflush, tcgetattr, tcsetattr,
 };
-use nix::sys::stat::Mode;
-use nix::sys::termios::{
-    BaudRate, ControlFlags, FlushArg, InputFlags, SetArg, cfmakeraw, cfsetspeed, tcflush,
-    tcgetattr, tcsetattr,
-};
-use nix::unistd::{read, write};
-use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
 use tether_wire::{CarrierKind, GuestSession, Time};
 
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -62,7 +57,7 @@ impl Channel {
         let (carrier, line) = match address {
             ChannelAddress::Vsock(port) => {
                 let listener = listen_on(*port)?;
-                poller.watch(&listener, EpollFlags::EPOLLIN, Token::Listener)?;
+                poller.watch(&listener, EventFlags::IN, Token::Listener)?;
                 (Carrier::Vsock { listener }, None)
             }
             ChannelAddress::Virtio(name) => {
@@ -113,14 +108,11 @@ impl Channel {
         let Carrier::Vsock { listener } = &self.carrier else {
             return;
         };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let mut newest = None;
-        while let Ok(fd) = accept4(listener.as_raw_fd(), flags) {
-            let connection = crate::sys::adopt(fd);
+        while let Ok(connection) = accept_with(listener, flags) {
             // Only the host: a process of the container can reach the port too.
-            let host = getpeername::<VsockAddr>(connection.as_raw_fd())
-                .is_ok_and(|peer| peer.cid() == libc::VMADDR_CID_HOST);
-            if host {
+            if sys::is_from_host(connection.as_fd()) {
                 newest = Some(connection);
             }
         }
@@ -137,10 +129,10 @@ impl Channel {
     }
 
     /// Something happened to the line.
-    pub fn ready(&mut self, flags: EpollFlags, session: &mut GuestSession) {
-        self.readable |= flags.contains(EpollFlags::EPOLLIN);
-        self.writable |= flags.contains(EpollFlags::EPOLLOUT);
-        let hung_up = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+    pub fn ready(&mut self, flags: EventFlags, session: &mut GuestSession) {
+        self.readable |= flags.contains(EventFlags::IN);
+        self.writable |= flags.contains(EventFlags::OUT);
+        let hung_up = flags.intersects(EventFlags::HUP | EventFlags::ERR);
         match self.carrier {
             // The end is read in its turn, after what came before it.
             Carrier::Vsock { .. } => self.readable |= hung_up,
@@ -176,7 +168,7 @@ impl Channel {
                 return false;
             }
             let Some(line) = &self.line else { return false };
-            match read(line, &mut self.input) {
+            match read(line, &mut self.input[..]) {
                 Ok(0) => {
                     self.readable = false;
                     if !matches!(self.carrier, Carrier::Serial) {
@@ -192,8 +184,8 @@ impl Channel {
                         }
                     }
                 }
-                Err(Errno::EAGAIN) => self.readable = false,
-                Err(Errno::EINTR) => {}
+                Err(Errno::AGAIN) => self.readable = false,
+                Err(Errno::INTR) => {}
                 Err(_) => {
                     self.readable = false;
                     if !matches!(self.carrier, Carrier::Serial) {
@@ -222,8 +214,8 @@ impl Channel {
             }
             match write(line, &self.output[self.written..]) {
                 Ok(length) => self.written += length,
-                Err(Errno::EAGAIN) => self.writable = false,
-                Err(Errno::EINTR) => {}
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => {}
                 // Reading says so too, and ends the connection.
                 Err(_) => {
                     self.writable = false;
@@ -242,46 +234,44 @@ impl Channel {
 }
 
 fn watch(poller: &Poller, line: &OwnedFd) -> Result<()> {
-    let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT;
+    let both = EventFlags::IN | EventFlags::OUT;
     poller.watch(line, both, Token::Channel)
 }
 
 fn listen_on(port: u32) -> Result<OwnedFd> {
     let what = || format!("listening on vsock port {port}");
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let listener = socket(AddressFamily::Vsock, SockType::Stream, flags, None).context(what)?;
-    let address = VsockAddr::new(libc::VMADDR_CID_ANY, port);
-    bind(listener.as_raw_fd(), &address).context(what)?;
-    listen(&listener, Backlog::new(8).unwrap_or(Backlog::MAXCONN)).context(what)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener =
+        socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None).context(what)?;
+    sys::bind_vsock(listener.as_fd(), port).context(what)?;
+    listen(&listener, 8).context(what)?;
     Ok(listener)
 }
 
 fn open_device(path: &str) -> Result<OwnedFd> {
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     open(path, flags, Mode::empty()).context(|| format!("opening {path}"))
 }
 
 /// The device file of the virtio-serial port with this name. The name's file in /sys appears after
 /// the port itself, with an uevent of its own (drivers/char/virtio_console.c).
 fn port_named(wanted: &str) -> Option<String> {
-    for entry in fs::read_dir(PORTS).ok()?.flatten() {
-        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
-        if name.trim_end() == wanted {
-            return Some(format!("/dev/{}", entry.file_name().to_str()?));
-        }
-    }
-    None
+    let ports = files::names(PORTS).ok()?;
+    let port = ports
+        .iter()
+        .find(|port| files::text(format!("{PORTS}/{port}/name")).trim_end() == wanted)?;
+    Some(format!("/dev/{port}"))
 }
 
 /// Every byte as it is, as fast as the line goes, without flow control: the wire has its own, and
 /// retransmits what is lost.
-fn make_raw(line: &OwnedFd) -> nix::Result<()> {
+fn make_raw(line: &OwnedFd) -> rustix::io::Result<()> {
     let mut settings = tcgetattr(line)?;
-    cfmakeraw(&mut settings);
-    settings.input_flags -= InputFlags::IXOFF | InputFlags::IXANY;
-    settings.control_flags -= ControlFlags::CRTSCTS | ControlFlags::HUPCL | ControlFlags::CSTOPB;
-    settings.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
-    cfsetspeed(&mut settings, BaudRate::B115200)?;
-    tcsetattr(line, SetArg::TCSANOW, &settings)?;
-    tcflush(line, FlushArg::TCIFLUSH)
+    settings.make_raw();
+    settings.input_modes -= InputModes::IXOFF | InputModes::IXANY;
+    settings.control_modes -= ControlModes::CRTSCTS | ControlModes::HUPCL | ControlModes::CSTOPB;
+    settings.control_modes |= ControlModes::CLOCAL | ControlModes::CREAD;
+    settings.set_speed(115_200)?;
+    tcsetattr(line, OptionalActions::Now, &settings)?;
+    tcflush(line, QueueSelector::IFlush)
 }

@@ -6,16 +6,17 @@
 use crate::cgroup::Groups;
 use crate::failure::{Context, Result};
 use crate::poller::{Poller, Token};
+use crate::prelude::*;
 use crate::process::{Death, Processes, Surroundings};
 use crate::root::Root;
 use crate::setup::{Task, Work};
 use crate::shutdown::Shutdown;
-use crate::sys::{self, Ended};
+use crate::sys::Ended;
 use crate::{clock, identity, network, process_list, statistics};
-use nix::fcntl::{OFlag, open};
-use nix::sys::epoll::EpollFlags;
-use nix::sys::stat::Mode;
-use std::collections::VecDeque;
+use alloc::collections::VecDeque;
+use rustix::event::epoll::EventFlags;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tether_wire::guest::{Machine, Outcome, Ticket};
 use tether_wire::message::{
     Error, ErrorKind, Exit, ExitStatus, MachineEvent, Mount, Network, ProcessId, ProcessPage,
@@ -57,8 +58,8 @@ impl Container {
     /// No control groups; no descriptors.
     pub fn new(poller: Poller) -> Result<Self> {
         let groups = Groups::new()?;
-        poller.watch(groups.events(), EpollFlags::EPOLLPRI, Token::OutOfMemory)?;
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        poller.watch(groups.events(), EventFlags::PRI, Token::OutOfMemory)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let path = "/proc/self/ns/pid";
         let pids = open(path, flags, Mode::empty()).context(|| format!("opening {path}"))?;
         Ok(Self {
@@ -184,7 +185,8 @@ impl Container {
 impl Machine for Container {
     fn entropy(&mut self) -> [u8; 16] {
         let mut bytes = [0; 16];
-        sys::random_now(&mut bytes);
+        // What the generator has now: early in boot, waiting for more would take for ever.
+        let _ = getrandom(&mut bytes, GetRandomFlags::INSECURE);
         bytes
     }
 

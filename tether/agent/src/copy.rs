@@ -5,104 +5,173 @@
 //! followed.
 
 use crate::failure::{Context, Result};
-use crate::sys;
-use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
-use nix::sys::time::TimeSpec;
-use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::fs::{self, Metadata, Permissions};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
-use std::path::{Path, PathBuf};
+use crate::prelude::*;
+use alloc::collections::BTreeMap;
+use alloc::ffi::CString;
+use core::ffi::CStr;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fgetxattr, flistxattr, fsetxattr, fstat, linkat, mkdirat, mknodat, open, openat, readlinkat,
+    sendfile, statat, symlinkat, utimensat,
+};
+use rustix::io::{self, Errno};
+use rustix::time::Timespec;
 
-/// Where files with several names were copied to, by device and inode.
-type Links = BTreeMap<(u64, u64), PathBuf>;
+/// Where files with several names were copied to, by device and inode; below the top.
+type Links = BTreeMap<(u64, u64), CString>;
+
+/// One directory of the copy.
+struct Place<'a> {
+    /// The copy's top.
+    top: BorrowedFd<'a>,
+    /// Path of this directory below it, with a slash at its end; empty for the top.
+    path: String,
+    links: &'a mut Links,
+}
 
 /// Copies what is in one directory into another, which becomes like it.
 ///
 /// # Errors
 /// What could not be copied, and why.
-pub fn tree(from: &Path, to: &Path) -> Result<()> {
-    // The paths may be names of descriptors, which have to be followed to get anywhere.
-    let metadata = fs::metadata(from).context(|| describe(from))?;
-    directory(from, to, &metadata, &mut Links::new())
+pub fn tree(from: &OwnedFd, to: &str) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = open(to, flags, Mode::empty()).context(|| format!("opening {to}"))?;
+    let mut place = Place {
+        top: top.as_fd(),
+        path: String::new(),
+        links: &mut Links::new(),
+    };
+    directory(from, &top, &mut place).context(|| format!("copying {}", place.path))
 }
 
-fn describe(path: &Path) -> String {
-    format!("copying {}", path.display())
-}
-
-fn directory(from: &Path, to: &Path, metadata: &Metadata, links: &mut Links) -> Result<()> {
-    let what = || describe(from);
-    for entry in fs::read_dir(from).context(what)? {
-        let name = entry.context(what)?.file_name();
-        one(&from.join(&name), &to.join(&name), links)?;
+/// On failure `place.path` is what failed.
+fn directory(from: &OwnedFd, to: &OwnedFd, place: &mut Place<'_>) -> io::Result<()> {
+    let length = place.path.len();
+    for entry in Dir::read_from(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        place.path.push_str(&name.to_string_lossy());
+        one(from, to, name, place)?;
+        place.path.truncate(length);
     }
     // Last, because what was made inside changed the times.
-    attributes(from, to, metadata)
+    let stat = fstat(from)?;
+    attributes(from, to)?;
+    finish(to.as_fd(), c"", &stat)
 }
 
-fn one(from: &Path, to: &Path, links: &mut Links) -> Result<()> {
-    let what = || describe(from);
-    let metadata = fs::symlink_metadata(from).context(what)?;
-    let kind = metadata.file_type();
-    if kind.is_dir() {
-        match fs::create_dir(to) {
+fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, place: &mut Place<'_>) -> io::Result<()> {
+    let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    if kind == FileType::Directory {
+        match mkdirat(to, name, Mode::RWXU) {
             // lost+found, which every ext4 has.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            other => other.context(what)?,
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
         }
-        return directory(from, to, &metadata, links);
+        let flags = flags | OFlags::RDONLY | OFlags::DIRECTORY;
+        let from = openat(from, name, flags, Mode::empty())?;
+        let to = openat(to, name, flags, Mode::empty())?;
+        place.path.push('/');
+        return directory(&from, &to, place);
     }
-    if metadata.nlink() > 1 {
-        let inode = (metadata.dev(), metadata.ino());
-        if let Some(first) = links.get(&inode) {
-            return fs::hard_link(first, to).context(what);
+    if stat.st_nlink > 1 {
+        let inode = (stat.st_dev, stat.st_ino);
+        if let Some(first) = place.links.get(&inode) {
+            return linkat(place.top, first, to, name, AtFlags::empty());
         }
-        links.insert(inode, to.to_owned());
+        // The name's own bytes, which the path for messages may have lost.
+        if let Ok(path) = CString::new(place.path.as_bytes())
+            && path.as_bytes().ends_with(name.to_bytes())
+        {
+            place.links.insert(inode, path);
+        }
     }
-    if kind.is_symlink() {
-        let target = fs::read_link(from).context(what)?;
-        symlink(target, to).context(what)?;
-    } else if kind.is_file() {
-        fs::copy(from, to).context(what)?;
-    } else if kind.is_socket() {
+    match kind {
+        FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?, to, name)?,
+        FileType::RegularFile => {
+            let source = openat(from, name, flags | OFlags::RDONLY, Mode::empty())?;
+            let new = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+            let copy = openat(to, name, new, Mode::RUSR | Mode::WUSR)?;
+            while sendfile(&copy, &source, None, 1 << 30)? > 0 {}
+            // After the owner, whose change takes file capabilities away.
+            chownat(&copy, c"", owner(&stat), group(&stat), AtFlags::EMPTY_PATH)?;
+            attributes(&source, &copy)?;
+        }
         // Of no use to anybody but the process that bound it.
-        return Ok(());
-    } else {
-        let kind = SFlag::from_bits_truncate(metadata.mode() & libc::S_IFMT);
-        mknod(to, kind, Mode::empty(), metadata.rdev()).context(what)?;
+        FileType::Socket => return Ok(()),
+        _ => mknodat(to, name, kind, Mode::empty(), stat.st_rdev)?,
     }
-    attributes(from, to, &metadata)
+    finish(to.as_fd(), name, &stat)
 }
 
-fn attributes(from: &Path, to: &Path, metadata: &Metadata) -> Result<()> {
-    let what = || describe(from);
-    lchown(to, Some(metadata.uid()), Some(metadata.gid())).context(what)?;
-    let is_link = metadata.file_type().is_symlink();
-    if !is_link {
-        // After the owner, whose change takes set-user-id away.
-        let mode = Permissions::from_mode(metadata.mode() & 0o7777);
-        fs::set_permissions(to, mode).context(what)?;
-        let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes());
-        if let (Ok(from), Ok(to)) = (c_path(from), c_path(to)) {
-            // After the owner too, whose change takes file capabilities away.
-            sys::copy_attributes(&from, &to).context(what)?;
-        }
+fn owner(stat: &Stat) -> Option<Uid> {
+    Some(Uid::from_raw(stat.st_uid))
+}
+
+fn group(stat: &Stat) -> Option<Gid> {
+    Some(Gid::from_raw(stat.st_gid))
+}
+
+/// Owner, mode, times of `name` in a directory, or of the directory itself when it is empty.
+fn finish(directory: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<()> {
+    let name = if name.is_empty() { c"." } else { name };
+    let still = AtFlags::SYMLINK_NOFOLLOW;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind != FileType::RegularFile {
+        chownat(directory, name, owner(stat), group(stat), still)?;
     }
-    let accessed = TimeSpec::new(metadata.atime(), metadata.atime_nsec());
-    let modified = TimeSpec::new(metadata.mtime(), metadata.mtime_nsec());
-    let here = nix::fcntl::AT_FDCWD;
-    let flags = UtimensatFlags::NoFollowSymlink;
-    utimensat(here, to, &accessed, &modified, flags).context(what)
+    if kind != FileType::Symlink {
+        // After the owner, whose change takes set-user-id away.
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        chmodat(directory, name, mode, AtFlags::empty())?;
+    }
+    let time = |seconds, nanos: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanos as i64,
+    };
+    let times = Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    };
+    utimensat(directory, name, &times, still)
+}
+
+/// Copies every extended attribute; a file system without any is no error.
+fn attributes(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    // XATTR_LIST_MAX and XATTR_SIZE_MAX (linux/limits.h).
+    let mut names = vec![0; 65536];
+    let length = match flistxattr(from, &mut names[..]) {
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        other => other?,
+    };
+    if length == 0 {
+        return Ok(());
+    }
+    let mut value = vec![0; 65536];
+    for name in names[..length].split_inclusive(|byte| *byte == 0) {
+        let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?;
+        let size = fgetxattr(from, name, &mut value[..])?;
+        fsetxattr(to, name, &value[..size], XattrFlags::empty())?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::CWD;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::Path;
 
     #[test]
-    fn modes_links_times_and_holes_in_the_names_survive() {
+    fn modes_links_times_and_nested_names_survive() {
         let scratch = std::env::temp_dir().join(format!("tether-copy-{}", std::process::id()));
         let _ = fs::remove_dir_all(&scratch);
         let (from, to) = (scratch.join("from"), scratch.join("to"));
@@ -112,12 +181,26 @@ mod tests {
         fs::set_permissions(from.join("sub/a"), Permissions::from_mode(0o4711)).unwrap();
         fs::hard_link(from.join("sub/a"), from.join("b")).unwrap();
         symlink("/outside", from.join("link")).unwrap();
-        let old = TimeSpec::new(1_000_000, 5);
-        let flags = UtimensatFlags::NoFollowSymlink;
-        utimensat(nix::fcntl::AT_FDCWD, &from.join("sub"), &old, &old, flags).unwrap();
+        let old = Timespec {
+            tv_sec: 1_000_000,
+            tv_nsec: 5,
+        };
+        let times = Timestamps {
+            last_access: old,
+            last_modification: old,
+        };
+        utimensat(
+            CWD,
+            from.join("sub").to_str().unwrap(),
+            &times,
+            AtFlags::empty(),
+        )
+        .unwrap();
         fs::set_permissions(&from, Permissions::from_mode(0o711)).unwrap();
 
-        tree(&from, &to).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let source = open(from.to_str().unwrap(), flags, Mode::empty()).unwrap();
+        tree(&source, to.to_str().unwrap()).unwrap();
 
         let mode = |path: &str| fs::metadata(to.join(path)).unwrap().mode() & 0o7777;
         assert_eq!(fs::read(to.join("b")).unwrap(), b"content");

@@ -4,8 +4,10 @@
 //! caller looks again.
 
 use crate::failure::{Result, invalid};
-use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use crate::files;
+use crate::prelude::*;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::pread;
 use tether_wire::message::{DiskId, Error, ErrorKind};
 
 const BLOCK: &str = "/sys/block";
@@ -19,15 +21,10 @@ pub fn find(disk: &DiskId) -> Result<Option<String>> {
     if wanted.is_empty() {
         return Err(invalid("a disk is named by an empty serial or label"));
     }
-    let Ok(entries) = fs::read_dir(BLOCK) else {
-        return Ok(None);
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
+    for name in files::names(BLOCK).unwrap_or_default() {
         let device = format!("/dev/{name}");
         let matches = match disk {
-            DiskId::Serial(serial) => has_serial(name, serial),
+            DiskId::Serial(serial) => has_serial(&name, serial),
             DiskId::Label(label) => {
                 label_of(&device).is_some_and(|found| found == label.as_bytes())
             }
@@ -42,14 +39,12 @@ pub fn find(disk: &DiskId) -> Result<Option<String>> {
 /// What is said when it did not come in time; with what there is instead.
 pub fn absent(disk: &DiskId) -> Error {
     let mut present = String::new();
-    for entry in fs::read_dir(BLOCK).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
+    for name in files::names(BLOCK).unwrap_or_default() {
         if !present.is_empty() {
             present.push_str(", ");
         }
-        present.push_str(name);
-        if let Some(serial) = serials(name).into_iter().next() {
+        present.push_str(&name);
+        if let Some(serial) = serials(&name).into_iter().next() {
             present.push_str(" (serial ");
             present.push_str(&String::from_utf8_lossy(&serial));
             present.push(')');
@@ -78,8 +73,8 @@ fn serials(name: &str) -> Vec<Vec<u8>> {
     // virtio-blk; NVMe; SCSI, whose VPD page 0x80 has a header of four bytes (SPC-4, 7.8.16).
     let plain = ["serial", "device/serial"]
         .iter()
-        .filter_map(|file| fs::read(format!("{BLOCK}/{name}/{file}")).ok());
-    let scsi = fs::read(format!("{BLOCK}/{name}/device/vpd_pg80"))
+        .filter_map(|file| files::content(format!("{BLOCK}/{name}/{file}")).ok());
+    let scsi = files::content(format!("{BLOCK}/{name}/device/vpd_pg80"))
         .ok()
         .and_then(|page| Some(page.get(4..)?.to_vec()));
     plain
@@ -98,10 +93,12 @@ fn trim(bytes: &[u8]) -> &[u8] {
 }
 
 fn label_of(device: &str) -> Option<Vec<u8>> {
-    let mut file = fs::File::open(device).ok()?;
-    file.seek(SeekFrom::Start(1024)).ok()?;
+    let file = open(device, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut superblock = [0; 1024];
-    file.read_exact(&mut superblock).ok()?;
+    let length = pread(&file, &mut superblock, 1024).ok()?;
+    if length < superblock.len() {
+        return None;
+    }
     ext4_label(&superblock).map(<[u8]>::to_vec)
 }
 

@@ -7,12 +7,13 @@ use crate::clock;
 use crate::container::Container;
 use crate::failure::{Context, Result};
 use crate::poller::{Event, Poller, Token};
+use crate::prelude::*;
 use crate::reaper::Reaper;
-use nix::sys::epoll::EpollFlags;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
-use std::os::fd::{AsRawFd, OwnedFd};
+use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use tether_wire::message::{Error, ErrorKind};
 use tether_wire::{ChannelKey, GuestSession};
 
@@ -37,8 +38,8 @@ impl Tether {
         let poller = Poller::new()?;
         let reaper = Reaper::new(&poller)?;
         let uevents = listen_for_uevents(&poller)?;
-        let container = Container::new(poller)?;
-        let channel = find_channel(&configuration.channel, &container.poller, &uevents)?;
+        let mut container = Container::new(poller)?;
+        let channel = find_channel(&configuration.channel, &mut container.poller, &uevents)?;
         let key = ChannelKey(configuration.key);
         let mut session = GuestSession::new(channel.kind(), key, boot::boot_id());
         channel.begin(&mut session);
@@ -114,7 +115,7 @@ impl Tether {
         } = self;
         let mut more = channel.pump_in(session, container);
         while !container.answers.is_empty() {
-            for (ticket, result) in std::mem::take(&mut container.answers) {
+            for (ticket, result) in core::mem::take(&mut container.answers) {
                 session.complete(ticket, result, container);
             }
         }
@@ -140,15 +141,15 @@ impl Tether {
 /// The kernel's own uevents, without udev's (lib/kobject_uevent.c).
 fn listen_for_uevents(poller: &Poller) -> Result<OwnedFd> {
     let what = || "listening for uevents";
-    let events = socket(
-        AddressFamily::Netlink,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::NetlinkKObjectUEvent,
+    let events = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(KOBJECT_UEVENT),
     )
     .context(what)?;
-    bind(events.as_raw_fd(), &NetlinkAddr::new(0, 1)).context(what)?;
-    poller.watch(&events, EpollFlags::EPOLLIN, Token::Uevents)?;
+    bind(&events, &SocketAddrNetlink::new(0, 1)).context(what)?;
+    poller.watch(&events, EventFlags::IN, Token::Uevents)?;
     Ok(events)
 }
 
@@ -157,14 +158,18 @@ fn listen_for_uevents(poller: &Poller) -> Result<OwnedFd> {
 fn drain(events: &OwnedFd) {
     let mut buffer = [0; 4096];
     loop {
-        match recv(events.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(_) | Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EINTR) => {}
+        match recv(events, &mut buffer, RecvFlags::empty()) {
+            Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
             Err(_) => return,
         }
     }
 }
 
-fn find_channel(address: &ChannelAddress, poller: &Poller, uevents: &OwnedFd) -> Result<Channel> {
+fn find_channel(
+    address: &ChannelAddress,
+    poller: &mut Poller,
+    uevents: &OwnedFd,
+) -> Result<Channel> {
     let deadline = clock::now() + CHANNEL_DEADLINE;
     let mut events = Vec::new();
     loop {

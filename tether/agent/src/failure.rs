@@ -1,12 +1,13 @@
 //! How an `errno` becomes the wire's [`Error`]: a sentence that says what failed and on what, and
 //! the kernel's word for why.
 
-use nix::errno::Errno;
-use std::io;
+use crate::prelude::*;
+use crate::sys;
+use rustix::io::Errno;
 use tether_wire::message::{Error, ErrorKind};
 
 /// Short for what nearly everything here returns.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T> = core::result::Result<T, Error>;
 
 /// The error of a system call; `what` is a clause such as `mounting /proc`.
 pub fn system(what: impl Into<String>, errno: Errno) -> Error {
@@ -17,10 +18,10 @@ pub fn system(what: impl Into<String>, errno: Errno) -> Error {
 pub fn of_kind(kind: ErrorKind, what: impl Into<String>, errno: Errno) -> Error {
     let mut message = what.into();
     message.push_str(": ");
-    message.push_str(errno.desc());
+    message.push_str(sys::describe(errno));
     Error {
         kind,
-        errno: errno as i32 as u16,
+        errno: number(errno),
         message,
     }
 }
@@ -32,10 +33,10 @@ pub fn invalid(message: impl Into<String>) -> Error {
 
 fn kind_of(errno: Errno) -> ErrorKind {
     match errno {
-        Errno::ENOENT | Errno::ESRCH | Errno::ENODEV => ErrorKind::NotFound,
-        Errno::EINVAL | Errno::ENOTDIR | Errno::ENAMETOOLONG | Errno::ELOOP => ErrorKind::Invalid,
-        Errno::ENOSYS | Errno::EOPNOTSUPP => ErrorKind::Unsupported,
-        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN => ErrorKind::Limit,
+        Errno::NOENT | Errno::SRCH | Errno::NODEV => ErrorKind::NotFound,
+        Errno::INVAL | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => ErrorKind::Invalid,
+        Errno::NOSYS | Errno::OPNOTSUPP => ErrorKind::Unsupported,
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN => ErrorKind::Limit,
         _ => ErrorKind::System,
     }
 }
@@ -49,21 +50,15 @@ pub trait Context<T> {
     fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
 
-impl<T> Context<T> for std::result::Result<T, Errno> {
+impl<T> Context<T> for core::result::Result<T, Errno> {
     fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
         self.map_err(|errno| system(what(), errno))
     }
 }
 
-impl<T> Context<T> for io::Result<T> {
-    fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|error| system(what(), errno_of(&error)))
-    }
-}
-
-/// The `errno` of an `io::Error`.
-pub fn errno_of(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+/// An `errno` as the wire carries it.
+pub fn number(errno: Errno) -> u16 {
+    u16::try_from(errno.raw_os_error()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -72,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_failed_call_says_what_it_was_for() {
-        let error = Err::<(), _>(Errno::ENOENT)
+        let error = Err::<(), _>(Errno::NOENT)
             .context(|| "opening /etc/passwd")
             .unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);

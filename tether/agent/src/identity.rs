@@ -2,12 +2,13 @@
 
 use crate::clock;
 use crate::failure::{Context, Result, invalid};
+use crate::prelude::*;
 use crate::root::write_file;
 use crate::sys;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-use std::fmt::Write;
-use std::os::fd::AsFd;
+use core::fmt::Write;
+use rustix::fd::AsFd;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::system::{setdomainname, sethostname};
 use tether_wire::message::Identity;
 
 /// Takes it on: random generator first, so that nothing after it shares a number with another
@@ -16,16 +17,16 @@ use tether_wire::message::Identity;
 /// # Errors
 /// Which part, and why.
 pub fn assume(identity: &Identity) -> Result<()> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let what = || "seeding the random generator";
     let random = open("/dev/urandom", flags, Mode::empty()).context(what)?;
     sys::seed_generator(random.as_fd(), &identity.seed).context(what)?;
     clock::set(identity.unix_nanos)?;
     check_name(&identity.hostname)?;
-    nix::unistd::sethostname(&identity.hostname).context(|| "setting the hostname")?;
+    sethostname(identity.hostname.as_bytes()).context(|| "setting the hostname")?;
     if !identity.domainname.is_empty() {
         check_name(&identity.domainname)?;
-        sys::set_domain_name(&identity.domainname).context(|| "setting the domain name")?;
+        setdomainname(identity.domainname.as_bytes()).context(|| "setting the domain name")?;
     }
     write_file("hostname", &format!("{}\n", identity.hostname))?;
     write_file("machine-id", &machine_id(&identity.machine_id))

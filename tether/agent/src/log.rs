@@ -3,14 +3,14 @@
 //! Not the console directly: a serial console whose far end does not read would hold tether up,
 //! while the kernel log is memory and the kernel's console drivers do the waiting.
 
-use nix::fcntl::{self, OFlag};
-use nix::sys::stat::Mode;
-use nix::unistd::write;
-use std::fmt;
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
-use std::sync::OnceLock;
+use crate::prelude::*;
+use core::fmt;
+use core::sync::atomic::{AtomicI32, Ordering};
+use rustix::fd::{AsRawFd, IntoRawFd};
+use rustix::fs::{Mode, OFlags};
 
-static KERNEL_LOG: OnceLock<OwnedFd> = OnceLock::new();
+/// The kernel log's descriptor, which stays open; standard error until then.
+static DESCRIPTOR: AtomicI32 = AtomicI32::new(2);
 
 /// Severity, as syslog(2) numbers it.
 #[derive(Clone, Copy)]
@@ -24,33 +24,26 @@ pub enum Level {
     Info = b'6',
 }
 
-/// Opens the kernel log; until then lines go to standard error. Gives descriptors 0 to 2 a place to
-/// lead to if the kernel found no console for them: whatever is opened later must not become one.
+/// Opens the kernel log. Gives descriptors 0 to 2 a place to lead to if the kernel found no console
+/// for them: whatever is opened later must not become one.
 pub fn open() {
-    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    while let Ok(null) = fcntl::open("/dev/null", flags, Mode::empty()) {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    while let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) {
         if null.as_raw_fd() > 2 {
             break;
         }
         let _ = null.into_raw_fd();
     }
-    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    if let Ok(log) = fcntl::open("/dev/kmsg", flags, Mode::empty()) {
-        let _ = KERNEL_LOG.set(log);
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    if let Ok(log) = rustix::fs::open("/dev/kmsg", flags, Mode::empty()) {
+        DESCRIPTOR.store(log.into_raw_fd(), Ordering::Relaxed);
     }
 }
 
 /// Writes one line.
 pub fn line(level: Level, text: fmt::Arguments<'_>) {
     let line = format!("<{}>tether: {text}\n", level as u8 as char);
-    match KERNEL_LOG.get() {
-        Some(log) => {
-            let _ = write(log, line.as_bytes());
-        }
-        None => {
-            let _ = write(std::io::stderr(), &line.as_bytes()[3..]);
-        }
-    }
+    crate::sys::write_somewhere(DESCRIPTOR.load(Ordering::Relaxed), line.as_bytes());
 }
 
 /// Logs at [`Level::Info`].

@@ -9,8 +9,13 @@
 //!
 //! What is deliberately absent: threads, an allocator of its own, a shell, any file but this one.
 
-#![cfg_attr(not(test), no_main)]
+#![cfg_attr(not(test), no_std, no_main)]
 #![deny(unsafe_code)]
+
+extern crate alloc;
+// Where sys/alone.rs is not compiled, this brings the allocator and the panic handler.
+#[cfg(not(any(all(target_env = "musl", panic = "abort"), test)))]
+extern crate std;
 
 mod boot;
 mod cgroup;
@@ -21,11 +26,13 @@ mod copy;
 mod disk;
 mod event_loop;
 mod failure;
+mod files;
 mod identity;
 mod log;
 mod mount;
 mod network;
 mod poller;
+mod prelude;
 mod process;
 mod process_list;
 mod reaper;
@@ -43,13 +50,11 @@ use failure::Result;
 /// Where the C library's `main` leads. Never returns: process 1 must not.
 #[cfg_attr(test, allow(dead_code))]
 fn start() -> ! {
-    if std::process::id() != 1 {
-        eprintln!("tether is process 1 of a containerVM and is of no use as anything else");
-        std::process::exit(125);
+    if !rustix::process::getpid().is_init() {
+        let words = b"tether is process 1 of a containerVM and is of no use as anything else\n";
+        sys::write_somewhere(2, words);
+        sys::exit(125);
     }
-    std::panic::set_hook(Box::new(|panic| {
-        shutdown::die(format_args!("a defect of tether itself: {panic}"))
-    }));
     match begin() {
         // The point of no return. Before it an error ends the machine; after it the host is there to
         // be told, and the machine ends only when it is asked to.
@@ -59,7 +64,7 @@ fn start() -> ! {
 }
 
 fn begin() -> Result<Tether> {
-    reaper::block_signals()?;
+    sys::block_signals();
     boot::mount_file_systems()?;
     log::open();
     boot::protect();

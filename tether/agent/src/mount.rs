@@ -1,20 +1,23 @@
 //! `mount(2)` with an error that names the target, and option strings as `mount(8)` takes them.
 
 use crate::failure::{Context, Result, invalid};
-use nix::mount::MsFlags;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use crate::prelude::*;
+use alloc::ffi::CString;
+use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::mount::MountFlags;
 
 /// nosuid, nodev, noexec: for file systems that hold no programs.
-pub const CLOSED: MsFlags = MsFlags::MS_NOSUID
-    .union(MsFlags::MS_NODEV)
-    .union(MsFlags::MS_NOEXEC);
+pub const CLOSED: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// Mounts a file system of `kind` (proc, tmpfs, ext4, ...).
 ///
 /// # Errors
 /// What `mount(2)` says, with the target.
-pub fn mount(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) -> Result<()> {
-    nix::mount::mount(Some(source), target, Some(kind), flags, Some(data))
+pub fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<()> {
+    let data = CString::new(data).map_err(|_| invalid("a mount option contains a zero byte"))?;
+    rustix::mount::mount(source, target, kind, flags, data.as_c_str())
         .context(|| format!("mounting {kind} on {target}"))
 }
 
@@ -23,19 +26,16 @@ pub fn mount(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str)
 /// # Errors
 /// What `mount(2)` says, with the target.
 pub fn bind(source: &str, target: &str) -> Result<()> {
-    let none = None::<&str>;
-    nix::mount::mount(Some(source), target, none, MsFlags::MS_BIND, none)
-        .context(|| format!("mounting {source} on {target}"))
+    rustix::mount::mount_bind(source, target).context(|| format!("mounting {source} on {target}"))
 }
 
 /// Makes one mount read-only, whatever other mounts of its file system are.
 ///
 /// # Errors
 /// What `mount(2)` says, with the target.
-pub fn make_read_only(target: &str, others: MsFlags) -> Result<()> {
-    let none = None::<&str>;
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | others;
-    nix::mount::mount(none, target, none, flags, none)
+pub fn make_read_only(target: &str) -> Result<()> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY;
+    rustix::mount::mount_remount(target, flags, c"")
         .context(|| format!("making {target} read-only"))
 }
 
@@ -48,24 +48,24 @@ pub fn path_of(fd: BorrowedFd<'_>) -> String {
 ///
 /// # Errors
 /// `Invalid` for options that would change what kind of mount it is.
-pub fn parse_options(options: &str) -> Result<(MsFlags, String)> {
-    let mut flags = MsFlags::empty();
+pub fn parse_options(options: &str) -> Result<(MountFlags, String)> {
+    let mut flags = MountFlags::empty();
     let mut data = String::new();
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "rw" | "defaults" => {}
-            "ro" => flags |= MsFlags::MS_RDONLY,
-            "nosuid" => flags |= MsFlags::MS_NOSUID,
-            "nodev" => flags |= MsFlags::MS_NODEV,
-            "noexec" => flags |= MsFlags::MS_NOEXEC,
-            "suid" => flags -= MsFlags::MS_NOSUID,
-            "dev" => flags -= MsFlags::MS_NODEV,
-            "exec" => flags -= MsFlags::MS_NOEXEC,
-            "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
-            "noatime" => flags |= MsFlags::MS_NOATIME,
-            "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
-            "relatime" => flags |= MsFlags::MS_RELATIME,
-            "strictatime" => flags |= MsFlags::MS_STRICTATIME,
+            "ro" => flags |= MountFlags::RDONLY,
+            "nosuid" => flags |= MountFlags::NOSUID,
+            "nodev" => flags |= MountFlags::NODEV,
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "suid" => flags -= MountFlags::NOSUID,
+            "dev" => flags -= MountFlags::NODEV,
+            "exec" => flags -= MountFlags::NOEXEC,
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            "noatime" => flags |= MountFlags::NOATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "relatime" => flags |= MountFlags::RELATIME,
+            "strictatime" => flags |= MountFlags::STRICTATIME,
             "bind" | "rbind" | "move" | "remount" | "shared" | "rshared" | "slave" | "rslave"
             | "private" | "rprivate" | "unbindable" | "runbindable" => {
                 return Err(invalid(format!(
@@ -89,21 +89,21 @@ mod tests {
 
     #[test]
     fn options_become_flags_and_data() {
-        let check = |options: &str, flags: MsFlags, data: &str| {
+        let check = |options: &str, flags: MountFlags, data: &str| {
             assert_eq!(
                 parse_options(options).unwrap(),
                 (flags, data.to_owned()),
                 "{options}"
             );
         };
-        check("", MsFlags::empty(), "");
-        check("ro,noexec", MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC, "");
+        check("", MountFlags::empty(), "");
+        check("ro,noexec", MountFlags::RDONLY | MountFlags::NOEXEC, "");
         check(
             "nosuid,uid=5,huge=never",
-            MsFlags::MS_NOSUID,
+            MountFlags::NOSUID,
             "uid=5,huge=never",
         );
-        check("noexec,exec,,rw", MsFlags::empty(), "");
+        check("noexec,exec,,rw", MountFlags::empty(), "");
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! a hung-up descriptor that nobody has reason to touch does not spin.
 
 use crate::failure::{Context, Result};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use std::os::fd::AsFd;
+use crate::prelude::*;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::time::Timespec;
 use tether_wire::message::{Output, ProcessId};
 
 /// Whose descriptor it is.
@@ -81,12 +83,13 @@ pub struct Event {
     /// Which.
     pub token: Token,
     /// What.
-    pub flags: EpollFlags,
+    pub flags: EventFlags,
 }
 
 /// The epoll instance.
 pub struct Poller {
-    epoll: Epoll,
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
 }
 
 /// How many events are taken at once.
@@ -98,34 +101,35 @@ impl Poller {
     /// # Errors
     /// `EMFILE`.
     pub fn new() -> Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context(|| "making an epoll")?;
-        Ok(Self { epoll })
+        let epoll = epoll::create(CreateFlags::CLOEXEC).context(|| "making an epoll")?;
+        let events = Vec::with_capacity(BATCH);
+        Ok(Self { epoll, events })
     }
 
     /// Watches a descriptor until it is closed.
     ///
     /// # Errors
     /// `ENOSPC`, `ENOMEM`.
-    pub fn watch(&self, fd: impl AsFd, flags: EpollFlags, token: Token) -> Result<()> {
-        let event = EpollEvent::new(flags | EpollFlags::EPOLLET, token.encode());
-        self.epoll
-            .add(fd, event)
+    pub fn watch(&self, fd: impl AsFd, flags: EventFlags, token: Token) -> Result<()> {
+        let data = EventData::new_u64(token.encode());
+        epoll::add(&self.epoll, fd, data, flags | EventFlags::ET)
             .context(|| "watching a descriptor")
     }
 
-    /// Waits at most `milliseconds` (`None`: for ever) and gives what happened to `each`.
-    pub fn wait(&self, milliseconds: Option<u64>, events: &mut Vec<Event>) {
-        let timeout = match milliseconds {
-            None => EpollTimeout::NONE,
-            Some(time) => EpollTimeout::from(time.min(60_000) as u16),
-        };
-        let mut raw = [EpollEvent::empty(); BATCH];
-        let count = self.epoll.wait(&mut raw, timeout).unwrap_or(0);
+    /// Waits at most `milliseconds` (`None`: for ever) and puts what happened into `events`.
+    pub fn wait(&mut self, milliseconds: Option<u64>, events: &mut Vec<Event>) {
+        let timeout = milliseconds.map(|time| Timespec {
+            tv_sec: (time / 1000).min(3600) as i64,
+            tv_nsec: (time % 1000 * 1_000_000) as i64,
+        });
+        let room = rustix::buffer::spare_capacity(&mut self.events);
+        let _ = epoll::wait(&self.epoll, room, timeout.as_ref());
         events.clear();
-        events.extend(raw[..count].iter().filter_map(|event| {
+        events.extend(self.events.drain(..).filter_map(|event| {
+            let data = event.data;
             Some(Event {
-                token: Token::decode(event.data())?,
-                flags: event.events(),
+                token: Token::decode(data.u64())?,
+                flags: event.flags,
             })
         }));
     }

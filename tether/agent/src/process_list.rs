@@ -1,7 +1,8 @@
 //! The container's processes as /proc shows them.
 
 use crate::failure::{Context, Result};
-use std::fs;
+use crate::files;
+use crate::prelude::*;
 use tether_wire::message::{ProcessInfo, ProcessPage};
 
 /// Most processes of one page.
@@ -15,10 +16,10 @@ const COMMAND: usize = 4096;
 /// # Errors
 /// /proc cannot be read.
 pub fn page(after: u32) -> Result<ProcessPage> {
-    let mut pids: Vec<u32> = fs::read_dir("/proc")
+    let mut pids: Vec<u32> = files::names("/proc")
         .context(|| "reading /proc")?
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .iter()
+        .filter_map(|name| name.parse().ok())
         .filter(|pid| *pid > after && *pid > 1)
         .collect();
     pids.sort_unstable();
@@ -30,18 +31,15 @@ pub fn page(after: u32) -> Result<ProcessPage> {
         }
         // One that is gone meanwhile is not in the list.
         let directory = format!("/proc/{pid}");
-        let Ok(stat) = fs::read(format!("{directory}/stat")) else {
-            continue;
-        };
-        let Some((mut info, name)) = read_stat(pid, &String::from_utf8_lossy(&stat)) else {
+        let stat = files::text(format!("{directory}/stat"));
+        let Some((mut info, name)) = read_stat(pid, &stat) else {
             continue;
         };
         if is_kernel_thread(&info) {
             continue;
         }
-        let status = fs::read(format!("{directory}/status")).unwrap_or_default();
-        read_status(&mut info, &String::from_utf8_lossy(&status));
-        let arguments = fs::read(format!("{directory}/cmdline")).unwrap_or_default();
+        read_status(&mut info, &files::text(format!("{directory}/status")));
+        let arguments = files::content(format!("{directory}/cmdline")).unwrap_or_default();
         info.command = command(&arguments, &name);
         page.processes.push(info);
     }

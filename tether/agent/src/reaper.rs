@@ -7,22 +7,13 @@ use crate::container::Container;
 use crate::failure::{Context, Result};
 use crate::poller::{Poller, Token};
 use crate::sys;
-use nix::sys::epoll::EpollFlags;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::io::read;
 
 /// The signalfd.
 pub struct Reaper {
-    signals: SignalFd,
-}
-
-/// Blocks every signal: nothing interrupts tether, and as process 1 nothing kills it.
-///
-/// # Errors
-/// None that happens.
-pub fn block_signals() -> Result<()> {
-    let every = Some(&SigSet::all());
-    sigprocmask(SigmaskHow::SIG_BLOCK, every, None).context(|| "blocking signals")
+    signals: OwnedFd,
 }
 
 impl Reaper {
@@ -31,18 +22,16 @@ impl Reaper {
     /// # Errors
     /// `EMFILE`.
     pub fn new(poller: &Poller) -> Result<Self> {
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGCHLD);
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals =
-            SignalFd::with_flags(&mask, flags).context(|| "opening a signal descriptor")?;
-        poller.watch(&signals, EpollFlags::EPOLLIN, Token::Signals)?;
+        let signals = sys::child_signals().context(|| "opening a signal descriptor")?;
+        poller.watch(&signals, EventFlags::IN, Token::Signals)?;
         Ok(Self { signals })
     }
 
     /// Reaps until there is nobody left: any number of deaths may be one signal.
     pub fn reap(&self, container: &mut Container) {
-        while let Ok(Some(_)) = self.signals.read_signal() {}
+        // struct signalfd_siginfo (linux/signalfd.h) has 128 bytes; what it says does not matter.
+        let mut information = [0; 128];
+        while read(&self.signals, &mut information).is_ok_and(|length| length > 0) {}
         while let Ok(Some((pid, ended))) = sys::wait_any() {
             container.died(pid, ended);
         }

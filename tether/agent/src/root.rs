@@ -5,16 +5,18 @@
 //! lives ([`ROOT`]), which alone becomes read-only. Mounts below `ROOT` propagate into the main
 //! process's mount namespace, so a volume can be added while it runs.
 
-use crate::failure::{Context, Result, invalid};
+use crate::failure::{Context, Result, invalid, number};
+use crate::files;
 use crate::mount::{self, CLOSED, mount, path_of};
+use crate::prelude::*;
 use crate::tree::Tree;
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
-use nix::unistd::symlinkat;
-use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmodat, makedev, mknodat, symlinkat, sync};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount_change, mount_remount, unmount,
+};
+use tether_wire::message::Error;
 
 /// Where the container's root is mounted.
 pub const ROOT: &str = "/run/root";
@@ -40,11 +42,9 @@ impl Root {
         for directory in [DISK, ROOT, ETC] {
             make_directory(directory)?;
         }
-        mount(device, DISK, "ext4", MsFlags::empty(), "")?;
+        mount(device, DISK, "ext4", MountFlags::empty(), "")?;
         mount::bind(DISK, ROOT)?;
-        let none = None::<&str>;
-        nix::mount::mount(none, ROOT, none, MsFlags::MS_SHARED, none)
-            .context(|| format!("sharing {ROOT}"))?;
+        mount_change(ROOT, MountPropagationFlags::SHARED).context(|| format!("sharing {ROOT}"))?;
         let root = Self {
             view: Tree::open(ROOT)?,
             disk: Tree::open(DISK)?,
@@ -59,39 +59,33 @@ impl Root {
         &self.view
     }
 
-    fn mount_at(&self, kind: &str, target: &str, flags: MsFlags, data: &str) -> Result<()> {
+    fn mount_at(&self, kind: &str, target: &str, flags: MountFlags, data: &str) -> Result<()> {
         let directory = self.make_directory(target)?;
-        nix::mount::mount(
-            Some(kind),
-            path_of(directory.as_fd()).as_str(),
-            Some(kind),
-            flags,
-            Some(data),
-        )
-        .context(|| format!("mounting {kind} on {target} of the container"))
+        mount(kind, &path_of(directory.as_fd()), kind, flags, data)
+            .map_err(|error| of_target(target, error))
     }
 
     /// As Docker lays them out, but for what it hides of proc: the machine is the container's own.
     fn mount_pseudo_file_systems(&self) -> Result<()> {
         self.make_directory("/proc")?;
-        self.mount_at("sysfs", "/sys", CLOSED | MsFlags::MS_RDONLY, "")?;
-        let device_flags = MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME;
-        self.mount_at("tmpfs", "/dev", device_flags, "mode=0755,size=64k")?;
+        self.mount_at("sysfs", "/sys", CLOSED | MountFlags::RDONLY, "")?;
+        let device_flags = MountFlags::NOSUID | MountFlags::STRICTATIME;
+        self.mount_at("tmpfs", "/dev", device_flags, "mode=0755,size=64m")?;
         self.make_devices()?;
-        let programless = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        let programless = MountFlags::NOSUID | MountFlags::NOEXEC;
         let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
         self.mount_at("devpts", "/dev/pts", programless, options)?;
         self.mount_at("tmpfs", "/dev/shm", CLOSED, "mode=1777,size=64m")?;
         // A kernel without POSIX message queues has no file system for them.
         match self.mount_at("mqueue", "/dev/mqueue", CLOSED, "") {
-            Err(error) if error.errno == Errno::ENODEV as u16 => Ok(()),
+            Err(error) if error.errno == number(Errno::NODEV) => Ok(()),
             other => other,
         }
     }
 
     fn make_devices(&self) -> Result<()> {
         let directory = self.make_directory("/dev")?;
-        let mode = Mode::from_bits_truncate(0o666);
+        let mode = Mode::from_raw_mode(0o666);
         // Numbers: Documentation/admin-guide/devices.txt.
         for (name, major, minor) in [
             ("null", 1, 3),
@@ -104,9 +98,8 @@ impl Root {
             // umask 0 would be a state of the whole program: chmod by name in our own tmpfs.
             let what = || format!("making /dev/{name}");
             let number = makedev(major, minor);
-            mknodat(directory.as_fd(), name, SFlag::S_IFCHR, mode, number).context(what)?;
-            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
-            nix::sys::stat::fchmodat(directory.as_fd(), name, mode, follow).context(what)?;
+            mknodat(&directory, name, FileType::CharacterDevice, mode, number).context(what)?;
+            chmodat(&directory, name, mode, AtFlags::empty()).context(what)?;
         }
         for (name, target) in [
             ("fd", "/proc/self/fd"),
@@ -116,7 +109,7 @@ impl Root {
             ("core", "/proc/kcore"),
             ("ptmx", "pts/ptmx"),
         ] {
-            symlinkat(target, directory.as_fd(), name).context(|| format!("making /dev/{name}"))?;
+            symlinkat(target, &directory, name).context(|| format!("making /dev/{name}"))?;
         }
         Ok(())
     }
@@ -135,7 +128,7 @@ impl Root {
 
     fn or_on_disk(&self, make: impl Fn(&Tree) -> Result<OwnedFd>) -> Result<OwnedFd> {
         match make(&self.view) {
-            Err(error) if error.errno == Errno::EROFS as u16 => {
+            Err(error) if error.errno == number(Errno::ROFS) => {
                 make(&self.disk)?;
                 make(&self.view)
             }
@@ -150,12 +143,10 @@ impl Root {
     pub fn mount_files(&self) -> Result<()> {
         for name in FILES {
             let source = file(name);
-            if fs::metadata(&source).is_ok() {
+            if files::exists(&source) {
                 let target = self.make_file(&format!("/etc/{name}"))?;
-                mount::bind(&source, &path_of(target.as_fd())).map_err(|mut error| {
-                    error.message = format!("/etc/{name} of the container: {error}");
-                    error
-                })?;
+                mount::bind(&source, &path_of(target.as_fd()))
+                    .map_err(|error| of_target(&format!("/etc/{name}"), error))?;
             }
         }
         Ok(())
@@ -166,14 +157,14 @@ impl Root {
     /// # Errors
     /// What `mount(2)` says.
     pub fn make_read_only(&self) -> Result<()> {
-        mount::make_read_only(ROOT, MsFlags::empty())
+        mount::make_read_only(ROOT)
     }
 
     /// Mounts a tmpfs: `data` as tmpfs(5) takes it.
     ///
     /// # Errors
     /// A target that is not absolute; options that make no sense; what `mount(2)` says.
-    pub fn mount_tmpfs(&self, target: &str, flags: MsFlags, data: &str) -> Result<()> {
+    pub fn mount_tmpfs(&self, target: &str, flags: MountFlags, data: &str) -> Result<()> {
         self.mount_at("tmpfs", absolute(target)?, flags, data)
     }
 
@@ -188,10 +179,10 @@ impl Root {
             mount_aside(device, read_only)?;
         }
         if read_only {
-            mount::make_read_only(VOLUME, MsFlags::empty())?;
+            mount::make_read_only(VOLUME)?;
         }
         mount::bind(VOLUME, &path_of(directory.as_fd()))?;
-        umount2(VOLUME, MntFlags::empty()).context(|| format!("unmounting {VOLUME}"))
+        unmount(VOLUME, UnmountFlags::empty()).context(|| format!("unmounting {VOLUME}"))
     }
 
     /// Mounts a new volume aside, for filling; whether there is anything to fill it with.
@@ -200,10 +191,10 @@ impl Root {
     /// What `mount(2)` says.
     pub fn prepare_volume(&self, device: &str, target: &str) -> Result<bool> {
         mount_aside(device, false)?;
-        let holds_nothing = fs::read_dir(VOLUME)
+        let holds_nothing = files::names(VOLUME)
             .context(|| format!("reading {VOLUME}"))?
-            .flatten()
-            .all(|entry| entry.file_name() == "lost+found");
+            .iter()
+            .all(|name| name == "lost+found");
         Ok(holds_nothing && self.view.find_directory(absolute(target)?).is_ok())
     }
 
@@ -215,9 +206,9 @@ impl Root {
     pub fn fill_volume(&self, target: &str) -> Result<()> {
         let source = self
             .view
-            .find_directory(target)
+            .open_file(target, OFlags::RDONLY | OFlags::DIRECTORY)
             .context(|| format!("opening {target} of the image"))?;
-        crate::copy::tree(Path::new(&path_of(source.as_fd())), Path::new(VOLUME))
+        crate::copy::tree(&source, VOLUME)
     }
 }
 
@@ -231,17 +222,22 @@ pub enum Volume {
 
 fn mount_aside(device: &str, read_only: bool) -> Result<()> {
     make_directory(VOLUME)?;
-    let writable = MsFlags::empty();
+    let writable = MountFlags::empty();
     if !read_only {
         return mount(device, VOLUME, "ext4", writable, "");
     }
-    match mount(device, VOLUME, "ext4", MsFlags::MS_RDONLY, "") {
+    match mount(device, VOLUME, "ext4", MountFlags::RDONLY, "") {
         // It is mounted for writing elsewhere already.
-        Err(error) if error.errno == Errno::EBUSY as u16 => {
+        Err(error) if error.errno == number(Errno::BUSY) => {
             mount(device, VOLUME, "ext4", writable, "")
         }
         other => other,
     }
+}
+
+fn of_target(target: &str, mut error: Error) -> Error {
+    error.message = format!("{target} of the container: {}", error.message);
+    error
 }
 
 fn absolute(path: &str) -> Result<&str> {
@@ -257,10 +253,7 @@ fn file(name: &str) -> String {
 }
 
 fn make_directory(path: &str) -> Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        other => other.context(|| format!("making {path}")),
-    }
+    files::make_directory(path).context(|| format!("making {path}"))
 }
 
 /// Writes one of the files the container sees in /etc. The file stays the same one, so that a
@@ -270,7 +263,7 @@ fn make_directory(path: &str) -> Result<()> {
 /// Which file, and why.
 pub fn write_file(name: &str, content: &str) -> Result<()> {
     make_directory(ETC)?;
-    fs::write(file(name), content).context(|| format!("writing {}", file(name)))
+    files::replace(file(name), content.as_bytes()).context(|| format!("writing {}", file(name)))
 }
 
 /// Unmounts everything of the container, innermost first, and writes out what is cached.
@@ -279,25 +272,18 @@ pub fn write_file(name: &str, content: &str) -> Result<()> {
 /// The first that would not go; the others are tried all the same, and the last resort is to make
 /// the file system read-only where it stands.
 pub fn unmount_all() -> Result<()> {
-    nix::unistd::sync();
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    sync();
+    let table = files::text("/proc/self/mountinfo");
     let mut outcome = Ok(());
     for target in targets_below(&table, "/run/").iter().rev() {
-        if let Err(errno) = umount2(target.as_str(), MntFlags::empty()) {
-            let none = None::<&str>;
-            let _ = nix::mount::mount(
-                none,
-                target.as_str(),
-                none,
-                MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
-                none,
-            );
+        if let Err(errno) = unmount(target.as_str(), UnmountFlags::empty()) {
+            let _ = mount_remount(target.as_str(), MountFlags::RDONLY, c"");
             if outcome.is_ok() {
                 outcome = Err(errno).context(|| format!("unmounting {target}"));
             }
         }
     }
-    nix::unistd::sync();
+    sync();
     outcome
 }
 

@@ -1,7 +1,9 @@
 //! Work that waits for devices: the setup, another mount, another network.
 //!
 //! A task is a row of steps under one deadline. A step is tried when its task comes to the front and
-//! again whenever the kernel says that a device came; there is no polling. Filling a new volume from
+//! again whenever the kernel says that a device came; there is no polling. Tasks are done one after
+//! the other, so a volume that does not come holds up what was asked for after it, for as long as its
+//! deadline. Filling a new volume from
 //! the image takes as long as it takes, so a process of its own does that ([`Work::Fill`]).
 
 use crate::clock;
@@ -11,15 +13,16 @@ use crate::failure::{Result, system};
 use crate::mount::parse_options;
 use crate::network::State;
 use crate::poller::Token;
+use crate::prelude::*;
 use crate::root::{self, Root, Volume};
 use crate::sys;
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::mount::MsFlags;
-use nix::sys::epoll::EpollFlags;
-use nix::unistd::{pipe2, read, write};
-use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use alloc::collections::VecDeque;
+use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::io::{read, write};
+use rustix::mount::MountFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
 use tether_wire::guest::Ticket;
 use tether_wire::message::{Error, ErrorKind, Mount, MountSource, Network, Reply};
 
@@ -190,7 +193,7 @@ impl Container {
             } => {
                 let (mut flags, mut data) = parse_options(options)?;
                 if mount.read_only {
-                    flags |= MsFlags::MS_RDONLY;
+                    flags |= MountFlags::RDONLY;
                 }
                 if !data.is_empty() {
                     data.push(',');
@@ -222,9 +225,9 @@ impl Container {
     /// Starts the worker; what it writes into the pipe is why it failed.
     fn start_filling(&self, mount: &Mount) -> Result<OwnedFd> {
         let failed = |errno| system(format!("filling the volume at {}", mount.target), errno);
-        let (failure, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed)?;
-        self.poller
-            .watch(&failure, EpollFlags::EPOLLIN, Token::Worker)?;
+        let (failure, told) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(failed)?;
+        self.poller.watch(&failure, EventFlags::IN, Token::Worker)?;
         let root = self.mounted_root()?;
         sys::fork_worker(|| match root.fill_volume(&mount.target) {
             Ok(()) => 0,
@@ -240,7 +243,7 @@ impl Container {
     fn fill_step(&mut self, mount: Mount, failure: OwnedFd) -> Result<Progress> {
         let mut message = [0; 512];
         match read(&failure, &mut message) {
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(Progress::Waiting(Work::Fill(mount, failure))),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Progress::Waiting(Work::Fill(mount, failure))),
             Ok(0) => {
                 let root = self.mounted_root()?;
                 root.mount_volume(&Volume::Prepared, &mount.target, mount.read_only)?;

@@ -8,9 +8,10 @@
 
 use crate::clock;
 use crate::container::Container;
+use crate::prelude::*;
 use crate::root;
-use crate::{log, warning};
-use nix::sys::reboot::{RebootMode, reboot};
+use crate::{log, sys, warning};
+use rustix::system::{RebootCommand, reboot};
 use tether_wire::guest::{Outcome, Ticket};
 use tether_wire::message::{
     Action, Error, ErrorKind, MachineEvent, ProcessId, Reply, ShutdownSpec, SignalTarget,
@@ -124,19 +125,19 @@ impl Container {
 
 /// Ends the machine.
 pub fn end(action: Action) -> ! {
-    nix::unistd::sync();
-    let mode = match action {
-        Action::PowerOff => RebootMode::RB_POWER_OFF,
-        Action::Reboot => RebootMode::RB_AUTOBOOT,
+    rustix::fs::sync();
+    let command = match action {
+        Action::PowerOff => RebootCommand::PowerOff,
+        Action::Reboot => RebootCommand::Restart,
     };
     // It returns only if this is not process 1 of a real machine.
-    let _ = reboot(mode);
-    std::process::exit(1)
+    let _ = reboot(command);
+    sys::exit(1)
 }
 
 /// Says why on the console and powers off: what is left to do before the point of no return, and
 /// for a defect of tether's own.
-pub fn die(cause: std::fmt::Arguments<'_>) -> ! {
+pub fn die(cause: core::fmt::Arguments<'_>) -> ! {
     log::line(log::Level::Fatal, cause);
     end(Action::PowerOff)
 }

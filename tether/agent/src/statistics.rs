@@ -2,8 +2,9 @@
 
 use crate::cgroup::{CONTAINER, field};
 use crate::failure::Result;
+use crate::files::{self, text};
+use crate::prelude::*;
 use crate::{clock, network};
-use std::fs;
 use tether_wire::message::{BlockDeviceUsage, CpuUsage, InterfaceUsage, MemoryUsage, Statistics};
 
 /// Measures now.
@@ -11,11 +12,11 @@ use tether_wire::message::{BlockDeviceUsage, CpuUsage, InterfaceUsage, MemoryUsa
 /// # Errors
 /// /sys cannot be read. Anything else that is missing counts as 0.
 pub fn measure(oom_kills: u64) -> Result<Statistics> {
-    let group = |file: &str| read(&format!("{CONTAINER}/{file}"));
-    let (machine, online) = machine_cpu(&read("/proc/stat"));
+    let group = |file: &str| text(format!("{CONTAINER}/{file}"));
+    let (machine, online) = machine_cpu(&text("/proc/stat"));
     let cpu = group("cpu.stat");
     let micros = |name| field(&cpu, name).unwrap_or(0) * 1000;
-    let meminfo = read("/proc/meminfo");
+    let meminfo = text("/proc/meminfo");
     let interfaces = network::names()?;
     Ok(Statistics {
         monotonic_nanos: clock::boot_nanos(),
@@ -31,17 +32,13 @@ pub fn measure(oom_kills: u64) -> Result<Statistics> {
             container_inactive_file: field(&group("memory.stat"), "inactive_file").unwrap_or(0),
             total: kibibytes(&meminfo, "MemTotal:"),
             available: kibibytes(&meminfo, "MemAvailable:"),
-            tether: kibibytes(&read("/proc/self/status"), "VmRSS:"),
+            tether: kibibytes(&text("/proc/self/status"), "VmRSS:"),
             oom_kills,
         },
         processes: u32::try_from(number(&group("pids.current"))).unwrap_or(u32::MAX),
         interfaces: interfaces.into_iter().map(interface).collect(),
-        disks: disks(&read("/proc/diskstats")),
+        disks: disks(&text("/proc/diskstats")),
     })
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default()
 }
 
 fn number(text: &str) -> u64 {
@@ -49,8 +46,9 @@ fn number(text: &str) -> u64 {
 }
 
 /// A line `Name:   123 kB` of /proc/meminfo or /proc/PID/status, in bytes.
-fn kibibytes(text: &str, name: &str) -> u64 {
-    text.lines()
+fn kibibytes(table: &str, name: &str) -> u64 {
+    table
+        .lines()
         .find_map(|line| line.strip_prefix(name))
         .and_then(|rest| rest.split_whitespace().next())
         .map_or(0, number)
@@ -80,7 +78,7 @@ fn machine_cpu(text: &str) -> (u64, u32) {
 }
 
 fn interface(name: String) -> InterfaceUsage {
-    let count = |file: &str| number(&read(&format!("/sys/class/net/{name}/statistics/{file}")));
+    let count = |file: &str| number(&text(format!("/sys/class/net/{name}/statistics/{file}")));
     InterfaceUsage {
         received: count("rx_bytes"),
         received_packets: count("rx_packets"),
@@ -117,7 +115,7 @@ fn disks(text: &str) -> Vec<BlockDeviceUsage> {
                 return None;
             };
             let pseudo = name.starts_with("loop") || name.starts_with("ram");
-            if pseudo || fs::metadata(format!("/sys/block/{name}")).is_err() {
+            if pseudo || !files::exists(format!("/sys/block/{name}")) {
                 return None;
             }
             Some(BlockDeviceUsage {

@@ -5,12 +5,14 @@
 //! through descriptors, never by a path that could be changed in between.
 
 use crate::failure::{Context, Result, of_kind};
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
-use nix::sys::stat::{Mode, mkdirat};
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use crate::files;
+use crate::prelude::*;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat, openat2, readlinkat,
+};
+use rustix::io;
+use rustix::io::Errno;
 use tether_wire::message::ErrorKind;
 
 /// How many dangling symbolic links a path may lead through when its missing parts are made.
@@ -19,7 +21,6 @@ const LINKS: u32 = 16;
 /// A directory that is the root of all paths given to it.
 pub struct Tree {
     root: OwnedFd,
-    name: String,
 }
 
 #[derive(Clone, Copy)]
@@ -34,68 +35,66 @@ impl Tree {
     /// # Errors
     /// It is not there or is no directory.
     pub fn open(path: &str) -> Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(path, flags, Mode::empty()).context(|| format!("opening {path}"))?;
-        Ok(Self {
-            root,
-            name: path.into(),
-        })
+        Ok(Self { root })
     }
 
-    fn open_in(&self, path: &str, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
-        let how = OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC)
-            .mode(mode)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    fn open_in(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let path = if path.is_empty() { "/" } else { path };
-        openat2(self.root.as_fd(), path, how)
+        openat2(
+            &self.root,
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        )
     }
 
     /// Opens what is at `path`, without permission to read or write it.
     ///
     /// # Errors
     /// `ENOENT` and the like.
-    pub fn find(&self, path: &str) -> nix::Result<OwnedFd> {
-        self.open_in(path, OFlag::O_PATH, Mode::empty())
+    pub fn find(&self, path: &str) -> io::Result<OwnedFd> {
+        self.open_in(path, OFlags::PATH)
     }
 
     /// The directory at `path`.
     ///
     /// # Errors
     /// `ENOENT`, `ENOTDIR` and the like.
-    pub fn find_directory(&self, path: &str) -> nix::Result<OwnedFd> {
-        self.open_in(path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())
+    pub fn find_directory(&self, path: &str) -> io::Result<OwnedFd> {
+        self.open_in(path, OFlags::PATH | OFlags::DIRECTORY)
     }
 
     /// Opens what is at `path` with these flags.
     ///
     /// # Errors
     /// `ENOENT` and the like.
-    pub fn open_file(&self, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-        self.open_in(path, flags | OFlag::O_NOCTTY, Mode::empty())
+    pub fn open_file(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        self.open_in(path, flags | OFlags::NOCTTY)
     }
 
     /// A regular file's content; `None` when it is not there.
     ///
     /// # Errors
     /// `Limit` when it has more than `limit` bytes; anything but "not there" on the way.
-    pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+    pub fn read(&self, path: &str, limit: usize) -> Result<Option<Vec<u8>>> {
         let what = || format!("reading {path} of the image");
         // Without O_NONBLOCK a FIFO under this name would hold tether up.
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let file = match self.open_file(path, flags) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
-            other => File::from(other.context(what)?),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            other => other.context(what)?,
         };
-        if !file.metadata().context(what)?.is_file() {
+        let kind = FileType::from_raw_mode(fstat(&file).context(what)?.st_mode);
+        if kind != FileType::RegularFile {
             return Ok(None);
         }
-        let mut content = Vec::new();
-        file.take(limit + 1)
-            .read_to_end(&mut content)
-            .context(what)?;
-        if content.len() as u64 > limit {
-            return Err(of_kind(ErrorKind::Limit, what(), Errno::EFBIG));
+        let content = files::rest(&file, limit + 1).context(what)?;
+        if content.len() > limit {
+            return Err(of_kind(ErrorKind::Limit, what(), Errno::FBIG));
         }
         Ok(Some(content))
     }
@@ -106,7 +105,7 @@ impl Tree {
     /// `Invalid` when something else is in the way; what `mkdir(2)` says.
     pub fn make_directory(&self, path: &str) -> Result<OwnedFd> {
         self.make(path, Wanted::Directory, LINKS)
-            .context(|| format!("making the directory {path} in {}", self.name))
+            .context(|| format!("making the directory {path} of the container"))
     }
 
     /// The file at `path`, made empty, with its parents, when missing. For mounting on it.
@@ -115,30 +114,30 @@ impl Tree {
     /// `Invalid` when something else is in the way; what `open(2)` says.
     pub fn make_file(&self, path: &str) -> Result<OwnedFd> {
         self.make(path, Wanted::File, LINKS)
-            .context(|| format!("making the file {path} in {}", self.name))
+            .context(|| format!("making the file {path} of the container"))
     }
 
-    fn make(&self, path: &str, wanted: Wanted, links: u32) -> nix::Result<OwnedFd> {
+    fn make(&self, path: &str, wanted: Wanted, links: u32) -> io::Result<OwnedFd> {
         let found = match wanted {
             Wanted::Directory => self.find_directory(path),
             Wanted::File => self.find(path),
         };
         match found {
-            Err(Errno::ENOENT) => {}
+            Err(Errno::NOENT) => {}
             other => return other,
         }
-        let (parent_path, name) = split(path).ok_or(Errno::ENOENT)?;
+        let (parent_path, name) = split(path).ok_or(Errno::NOENT)?;
         let parent = self.make(parent_path, Wanted::Directory, links)?;
         let made = match wanted {
-            Wanted::Directory => mkdirat(parent.as_fd(), name, Mode::from_bits_truncate(0o755)),
+            Wanted::Directory => mkdirat(parent.as_fd(), name, Mode::from_raw_mode(0o755)),
             Wanted::File => create(parent.as_fd(), name),
         };
         match made {
             // A symbolic link to nothing: make what it names.
-            Err(Errno::EEXIST) => {
-                let links = links.checked_sub(1).ok_or(Errno::ELOOP)?;
-                let link = readlinkat(parent.as_fd(), name)?;
-                let link = link.to_str().ok_or(Errno::EILSEQ)?;
+            Err(Errno::EXIST) => {
+                let links = links.checked_sub(1).ok_or(Errno::LOOP)?;
+                let link = readlinkat(&parent, name, Vec::new())?;
+                let link = link.to_str().map_err(|_| Errno::ILSEQ)?;
                 let target = if link.starts_with('/') {
                     link.to_owned()
                 } else {
@@ -155,9 +154,9 @@ impl Tree {
     }
 }
 
-fn create(parent: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    nix::fcntl::openat(parent, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
+fn create(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
 }
 
 /// Parent and last name; `None` for the root.

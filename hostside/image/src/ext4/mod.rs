@@ -35,7 +35,7 @@ pub use contents::{Contents, FileWriter};
 use finish::Finisher;
 pub use geometry::BLOCK;
 use geometry::Geometry;
-pub use xattr::is_kept as xattr_is_kept;
+pub use xattr::{fit as xattrs_fit, is_kept as xattr_is_kept};
 
 /// The largest filesystem, in bytes: what a monolithic sparse VMDK can be, 2 TiB.
 pub const SIZE_MAX: u64 = 2 << 40;
@@ -107,7 +107,7 @@ pub enum Ext4Error {
     #[error("a filesystem of {0} bytes is too small or too large: 16 MiB to 2 TiB are possible")]
     Size(u64),
     /// The disk refused a write.
-    #[error("cannot write the filesystem")]
+    #[error("the disk refused a write")]
     Write(#[source] io::Error),
     /// A directory beyond what two levels of index hold.
     #[error("a directory of {0} entries is too large")]

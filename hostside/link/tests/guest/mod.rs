@@ -340,7 +340,7 @@ impl Guest {
     }
 
     /// A connector straight to the guest.
-    pub fn connector(&self) -> impl Connector + use<> {
+    pub fn connector(&self) -> impl Connector<Carrier = DuplexStream> + use<> {
         let accept = self.accept.clone();
         move || {
             let (host, guest) = duplex(64 * 1024);

@@ -241,6 +241,33 @@ fn an_iso_is_booted_by_the_firmware_asked_for() {
         ],
         &["-kernel", "sata=off"],
     );
+    // UEFI firmware would take a host's first word on COM2 for keys pressed.
+    for (firmware, device, word) in [
+        (
+            Firmware::Bios,
+            "-device isa-serial,id=serial1,chardev=channel",
+            "serial:ttyS1",
+        ),
+        (
+            Firmware::Uefi,
+            "-device isa-serial,id=serial1,chardev=channel,index=3",
+            "serial:ttyS3",
+        ),
+    ] {
+        check(
+            |spec| {
+                iso(firmware)(spec);
+                spec.channel = ChannelKind::Serial;
+            },
+            Accelerator::Tcg,
+            SOCKET,
+            &[
+                device,
+                &format!("-fw_cfg name=opt/tether/channel,string={word}"),
+            ],
+            &[],
+        );
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use tether_wire::message::{
 use tether_wire::{CarrierKind, ChannelKey, HostEvent, HostSession, Time};
 
 /// What to boot.
+#[derive(Clone)]
 pub struct Options {
     kernel: String,
     initramfs: String,
@@ -23,6 +24,7 @@ pub struct Options {
     channel: String,
     memory: String,
     append: String,
+    damage: u32,
 }
 
 impl Options {
@@ -38,6 +40,7 @@ impl Options {
             channel: "virtio".into(),
             memory: "128".into(),
             append: String::new(),
+            damage: 0,
         };
         let mut names = Vec::new();
         while let Some(argument) = arguments.next() {
@@ -47,10 +50,19 @@ impl Options {
                 "--volume" => options.volume = Some(value()),
                 "--memory" => options.memory = value(),
                 "--append" => options.append = value(),
+                "--damage" => options.damage = value().parse().expect("one byte in how many"),
                 _ => names.push(argument),
             }
         }
         (options, names)
+    }
+
+    /// The same with more on the kernel's command line.
+    pub fn with(&self, append: &str) -> Self {
+        Self {
+            append: format!("{} {append}", self.append),
+            ..self.clone()
+        }
     }
 }
 
@@ -94,7 +106,32 @@ pub struct Machine {
     /// What came unasked.
     pub events: Vec<MachineEvent>,
     off: bool,
-    serial: bool,
+    damage: Damage,
+}
+
+/// Flips and drops bytes, one in so many; 0 is never.
+struct Damage {
+    one_in: u32,
+    state: u64,
+}
+
+impl Damage {
+    fn apply(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut damaged = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            self.state = self
+                .state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let random = (self.state >> 33) as u32;
+            if self.one_in == 0 || random % self.one_in != 0 {
+                damaged.push(byte);
+            } else if random & 0x1000 != 0 {
+                damaged.push(byte ^ (1 << (random >> 16 & 7)));
+            }
+        }
+        damaged
+    }
 }
 
 /// A main process with pipes and without input.
@@ -116,8 +153,26 @@ pub fn spec(argv: &[&str]) -> ProcessSpec {
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Machine {
-    /// Starts QEMU and connects to its channel.
+    /// Starts QEMU and waits until it ends; what the console said.
+    pub fn boot_to_its_end(options: &Options) -> String {
+        let mut machine = Self::begin(options);
+        let status = machine.qemu.wait().unwrap();
+        assert!(status.success());
+        let console = std::fs::read(machine.directory.join("console")).unwrap();
+        String::from_utf8_lossy(&console).into_owned()
+    }
+
+    /// Starts QEMU and waits until tether is there.
     pub fn boot(options: &Options) -> Self {
+        let mut machine = Self::begin(options);
+        machine.prepare();
+        machine.until("the first hello", |machine| machine.session.is_open());
+        println!("ready after {:.2?}", machine.started.elapsed());
+        machine
+    }
+
+    /// Starts QEMU and connects to its channel.
+    fn begin(options: &Options) -> Self {
         let directory = std::env::temp_dir().join(format!("drive-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let socket = directory.join("channel");
@@ -188,7 +243,7 @@ impl Machine {
         } else {
             CarrierKind::Stream
         };
-        let mut machine = Self {
+        Self {
             qemu: child,
             directory,
             stream,
@@ -199,12 +254,11 @@ impl Machine {
             replies: BTreeMap::new(),
             events: Vec::new(),
             off: false,
-            serial,
-        };
-        machine.prepare();
-        machine.until("the first hello", |machine| machine.session.is_open());
-        println!("ready after {:.2?}", started.elapsed());
-        machine
+            damage: Damage {
+                one_in: options.damage,
+                state: 1,
+            },
+        }
     }
 
     fn prepare(&mut self) {
@@ -218,10 +272,11 @@ impl Machine {
         self.out.clear();
     }
 
-    /// Drops the connection and makes another one.
-    pub fn reconnect(&mut self) {
+    /// Drops the connection and makes another one after a while.
+    pub fn reconnect(&mut self, pause: Duration) {
         self.session.disconnected();
         self.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        std::thread::sleep(pause);
         let path = self.directory.join("channel");
         // QEMU listens again once it has seen the end of this one.
         self.stream = loop {
@@ -244,6 +299,7 @@ impl Machine {
         loop {
             if self.out.is_empty() {
                 self.session.transmit(now(), &mut self.out);
+                self.out = self.damage.apply(&self.out);
             }
             if self.out.is_empty() {
                 break;
@@ -262,7 +318,8 @@ impl Machine {
         match self.stream.read(&mut buffer) {
             Ok(0) => self.off = true,
             Ok(length) => {
-                if let Err(violation) = self.session.receive(&buffer[..length], now()) {
+                let damaged = self.damage.apply(&buffer[..length]);
+                if let Err(violation) = self.session.receive(&damaged, now()) {
                     println!("violation: {violation}");
                 }
             }
@@ -508,7 +565,15 @@ impl Machine {
             check.status.success() && !said.contains("recover"),
             "{said}"
         );
-        let _ = self.serial;
+        let volume = self.directory.join("volume.img");
+        if volume.exists() {
+            let check = Command::new("e2fsck")
+                .arg("-fn")
+                .arg(volume)
+                .output()
+                .unwrap();
+            assert!(check.status.success(), "the volume");
+        }
     }
 }
 

@@ -15,9 +15,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tether_wire::message::{
     Action, Address, DiskId, Dns, ErrorKind, ExitStatus, HostsEntry, Interface,
-    InterfaceAddressing, MacAddress, MachineEvent, Mount, MountSource, Network, Output,
-    PidNamespace, ProcessId, Reply, Request, ResourceLimit, Role, Route, ShutdownSpec,
-    SignalTarget, Stdio, TerminalSize, User,
+    InterfaceAddressing, MacAddress, MachineEvent, Mount, MountSource, Network, PidNamespace,
+    ProcessId, Reply, Request, ResourceLimit, Role, Route, ShutdownSpec, SignalTarget, Stdio,
+    TerminalSize, User,
 };
 
 type Check = (&'static str, fn(&Options));
@@ -38,6 +38,7 @@ const CHECKS: &[Check] = &[
     ("read-only", read_only),
     ("volume", volume),
     ("absent-disk", absent_disk),
+    ("no-channel", no_channel),
     ("network", network),
     ("dhcp", dhcp),
     ("memory", memory),
@@ -191,6 +192,10 @@ fn terminal(options: &Options) {
     };
     machine.ask(Request::Resize { process, size }).unwrap();
     machine.wait_output(ProcessId::MAIN, b"40 120");
+    let mut second = exec(&["tty"]);
+    second.stdio = stdio;
+    let finished = machine.run(ProcessId(1), second, b"");
+    assert_eq!(finished.text(), "/dev/pts/1\r\n");
     // ^C reaches the foreground group.
     machine.input(ProcessId::MAIN, b"\x03");
     let finished = machine.wait(ProcessId::MAIN);
@@ -541,6 +546,14 @@ fn absent_disk(options: &Options) {
     machine.power_off();
 }
 
+fn no_channel(options: &Options) {
+    let options = options.with("tether.channel=carrier-pigeon:1");
+    let console = Machine::boot_to_its_end(&options);
+    println!("{console}");
+    assert!(console.contains("tether: cannot start: the channel \"carrier-pigeon:1\" is none of"));
+    assert!(console.contains("reboot: Power down"));
+}
+
 fn vnic(addressing: InterfaceAddressing) -> Network {
     Network {
         interfaces: vec![Interface {
@@ -753,12 +766,18 @@ fn reconnect(options: &Options) {
         .unwrap();
     for _ in 0..5 {
         machine.wait_more(ProcessId::MAIN);
-        machine.reconnect();
+        machine.reconnect(Duration::ZERO);
     }
     let finished = machine.wait(ProcessId::MAIN);
     let expected: String = (0..20000).map(|i| format!("line {i}\n")).collect();
     assert_eq!(finished.text(), expected);
     assert_eq!(finished.exit.status, ExitStatus::Code(4));
-    let _ = (Output::Stdout, Duration::ZERO);
+    // Without a host tether waits, and does nothing.
+    let before = machine.statistics();
+    machine.reconnect(Duration::from_secs(3));
+    let after = machine.statistics();
+    let busy = Duration::from_nanos(after.cpu.machine - before.cpu.machine);
+    println!("busy for {busy:.2?} of 3 s");
+    assert!(busy < Duration::from_secs(1));
     machine.power_off();
 }

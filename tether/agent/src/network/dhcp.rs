@@ -12,15 +12,16 @@
 
 use crate::failure::{Context, Result};
 use crate::poller::{Poller, Token};
+use crate::prelude::*;
 use crate::sys;
-use nix::sys::epoll::EpollFlags;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, recv, sendto, setsockopt,
-    socket, sockopt,
+use core::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use rustix::event::epoll::EventFlags;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::net::sockopt::{set_socket_broadcast, set_socket_reuseaddr};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
 };
-use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, OwnedFd};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tether_wire::message::{Address, MacAddress};
 
 const SERVER_PORT: u16 = 67;
@@ -392,16 +393,16 @@ impl Client {
         now: u64,
     ) -> Result<Self> {
         let what = || format!("opening a DHCP socket on {interface}");
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None).context(what)?;
-        setsockopt(&socket, sockopt::ReuseAddr, &true).context(what)?;
-        setsockopt(&socket, sockopt::Broadcast, &true).context(what)?;
-        let device = OsString::from(interface);
-        setsockopt(&socket, sockopt::BindToDevice, &device).context(what)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).context(what)?;
+        set_socket_reuseaddr(&socket, true).context(what)?;
+        set_socket_broadcast(&socket, true).context(what)?;
+        sys::bind_to_device(socket.as_fd(), interface).context(what)?;
         let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
-        bind(socket.as_raw_fd(), &SockaddrIn::from(any)).context(what)?;
+        bind(&socket, &any).context(what)?;
         let mut random = [0; 4];
-        sys::random_now(&mut random);
+        let _ = getrandom(&mut random, GetRandomFlags::INSECURE);
         let transaction = u32::from_ne_bytes(random);
         Ok(Self {
             socket,
@@ -416,7 +417,7 @@ impl Client {
     /// # Errors
     /// `ENOMEM`.
     pub fn watch(&self, poller: &Poller, number: u32) -> Result<()> {
-        poller.watch(&self.socket, EpollFlags::EPOLLIN, Token::Dhcp(number))
+        poller.watch(&self.socket, EventFlags::IN, Token::Dhcp(number))
     }
 
     /// Its vNIC's name.
@@ -442,7 +443,7 @@ impl Client {
     /// Reads what arrived.
     pub fn receive(&mut self, now: u64) {
         let mut buffer = [0; 1500];
-        while let Ok(length) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+        while let Ok((length, _)) = recv(&self.socket, &mut buffer, RecvFlags::empty()) {
             self.exchange.receive(&buffer[..length], now);
         }
     }
@@ -450,13 +451,8 @@ impl Client {
     /// Sends what is due. What cannot be sent, without a carrier yet, is sent again later.
     pub fn expire(&mut self, now: u64) {
         if let Some(packet) = self.exchange.expire(now) {
-            let to = SockaddrIn::from(SocketAddrV4::new(packet.to, SERVER_PORT));
-            let _ = sendto(
-                self.socket.as_raw_fd(),
-                &packet.bytes,
-                &to,
-                MsgFlags::empty(),
-            );
+            let to = SocketAddrV4::new(packet.to, SERVER_PORT);
+            let _ = sendto(&self.socket, &packet.bytes, SendFlags::empty(), &to);
         }
     }
 }

@@ -3,17 +3,18 @@
 //! Nothing is kept that the host did not send, so that a fork told of another network has that one
 //! and nothing of its template's.
 
+use crate::prelude::*;
 mod dhcp;
 mod names;
 mod netlink;
 
 use crate::failure::{Context, Result};
+use crate::files;
 use crate::poller::Poller;
 use crate::root::write_file;
+use core::net::{IpAddr, Ipv4Addr};
 use dhcp::Client;
 use netlink::Netlink;
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
 use tether_wire::message::{
     Address, Error, ErrorKind, Interface, InterfaceAddressing, MachineEvent, Network, Route,
 };
@@ -231,11 +232,8 @@ fn name_links(netlink: &Netlink, interfaces: &[Interface]) -> Result<Vec<u32>> {
 
 fn links() -> Vec<(String, Link)> {
     let mut links = Vec::new();
-    for entry in fs::read_dir(LINKS).into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else {
-            continue;
-        };
-        let mac = fs::read_to_string(format!("{LINKS}/{name}/address")).unwrap_or_default();
+    for name in files::names(LINKS).unwrap_or_default() {
+        let mac = files::text(format!("{LINKS}/{name}/address"));
         if let Some(index) = index_of(&name) {
             links.push((mac.trim().to_owned(), Link { name, index }));
         }
@@ -244,8 +242,8 @@ fn links() -> Vec<(String, Link)> {
 }
 
 fn index_of(name: &str) -> Option<u32> {
-    let text = fs::read_to_string(format!("{LINKS}/{name}/ifindex")).ok()?;
-    text.trim().parse().ok()
+    let index = files::text(format!("{LINKS}/{name}/ifindex"));
+    index.trim().parse().ok()
 }
 
 /// Names of the links that are there, loopback aside, for measuring.
@@ -253,18 +251,8 @@ fn index_of(name: &str) -> Option<u32> {
 /// # Errors
 /// /sys cannot be read.
 pub fn names() -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(LINKS)
-        .context(|| format!("reading {LINKS}"))?
-        .flatten()
-    {
-        if let Ok(name) = entry.file_name().into_string()
-            && name != "lo"
-            && fs::metadata(format!("{LINKS}/{name}/device")).is_ok()
-        {
-            names.push(name);
-        }
-    }
+    let mut names = files::names(LINKS).context(|| format!("reading {LINKS}"))?;
+    names.retain(|name| files::exists(format!("{LINKS}/{name}/device")));
     names.sort();
     Ok(names)
 }

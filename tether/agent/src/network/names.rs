@@ -1,8 +1,9 @@
 //! /etc/hosts and /etc/resolv.conf.
 
 use crate::failure::{Result, invalid};
-use std::fmt::Write;
-use std::net::IpAddr;
+use crate::prelude::*;
+use core::fmt::Write;
+use core::net::IpAddr;
 use tether_wire::message::{Dns, HostsEntry};
 
 const LOCAL: &str = "127.0.0.1\tlocalhost\n\

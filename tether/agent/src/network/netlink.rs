@@ -4,12 +4,14 @@
 //! within a call and never waits for anybody but the kernel.
 
 use crate::failure::{Result, invalid, system};
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+use crate::prelude::*;
+use core::net::IpAddr;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
 };
-use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
 use tether_wire::message::{Address, Route};
 
 const HEADER: usize = 16;
@@ -156,11 +158,12 @@ impl Netlink {
     /// # Errors
     /// `EMFILE`.
     pub fn open() -> Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
+        let socket = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            // NETLINK_ROUTE is protocol 0.
+            None,
         )
         .map_err(|errno| system("opening a netlink socket", errno))?;
         Ok(Self { socket })
@@ -262,19 +265,19 @@ impl Netlink {
             let request = Request::new(libc::RTM_DELADDR, libc::NLM_F_ACK, &body);
             match self.ask(&request.finish(), |_| {}) {
                 // Gone with the one it was secondary to.
-                Err(Errno::EADDRNOTAVAIL) => {}
+                Err(Errno::ADDRNOTAVAIL) => {}
                 other => other.map_err(what)?,
             }
         }
         Ok(())
     }
 
-    fn ask(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> nix::Result<()> {
-        let fd = self.socket.as_raw_fd();
-        sendto(fd, request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    fn ask(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> rustix::io::Result<()> {
+        let kernel = SocketAddrNetlink::new(0, 0);
+        sendto(&self.socket, request, SendFlags::empty(), &kernel)?;
         let mut buffer = [0; 8192];
         loop {
-            let length = recv(fd, &mut buffer, MsgFlags::empty())?;
+            let (length, _) = recv(&self.socket, &mut buffer, RecvFlags::empty())?;
             if let Some(outcome) = read_answer(&buffer[..length], &mut each) {
                 return outcome;
             }
@@ -283,7 +286,7 @@ impl Netlink {
 }
 
 /// Walks the messages of one datagram; `Some` once the answer is complete.
-fn read_answer(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Option<nix::Result<()>> {
+fn read_answer(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Option<rustix::io::Result<()>> {
     while let Some((length, kind)) = header(bytes) {
         let body = &bytes[HEADER..length];
         match i32::from(kind) {
@@ -294,7 +297,7 @@ fn read_answer(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Option<nix::Re
                     .map_or(-libc::EIO, |code| i32::from_ne_bytes(*code));
                 return Some(match code {
                     0 => Ok(()),
-                    code => Err(Errno::from_raw(-code)),
+                    code => Err(Errno::from_raw_os_error(-code)),
                 });
             }
             _ => each(body),
@@ -404,7 +407,7 @@ mod tests {
         let done = message(libc::NLMSG_DONE, &[0; 4]);
         assert_eq!(read_answer(&done, &mut ignore), Some(Ok(())));
         let refused = message(libc::NLMSG_ERROR, &(-libc::EEXIST).to_ne_bytes());
-        assert_eq!(read_answer(&refused, &mut ignore), Some(Err(Errno::EEXIST)));
+        assert_eq!(read_answer(&refused, &mut ignore), Some(Err(Errno::EXIST)));
         let cut = &refused[..10];
         assert_eq!(read_answer(cut, &mut ignore), None);
     }

@@ -1,6 +1,7 @@
 //! A process's environment: the host's, and what is added where it is silent.
 
 use super::path;
+use crate::prelude::*;
 use tether_wire::message::{ProcessSpec, Stdio};
 
 /// `NAME=value` strings, complete.

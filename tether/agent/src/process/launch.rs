@@ -4,17 +4,18 @@
 use super::stdio::{self, ChildPipes, Streams};
 use super::{Launched, Main, Phase, Process, Processes, environment, path, user};
 use crate::cgroup::Groups;
-use crate::failure::{Context, Result, invalid, of_kind, system};
+use crate::failure::{Context, Result, invalid, number, of_kind, system};
 use crate::poller::{Poller, Token};
+use crate::prelude::*;
 use crate::root::{ROOT, Root};
 use crate::sys::spawn::{Descriptors, Failure, Place, Plan, Stage, StringArray, spawn};
 use crate::tree::Tree;
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::epoll::EpollFlags;
-use nix::unistd::{pipe2, read};
-use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use alloc::ffi::CString;
+use rustix::event::epoll::EventFlags;
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::io::read;
+use rustix::pipe::{PipeFlags, pipe_with};
 use tether_wire::guest::Ticket;
 use tether_wire::message::{
     Error, ErrorKind, PidNamespace, ProcessId, ProcessSpec, ResourceLimit, Role, Stdio,
@@ -76,7 +77,7 @@ impl Processes {
         let programs = path::candidates(program, search);
         let (streams, descriptors, theirs) = streams(spec, around.root.tree())?;
         let (status, told) =
-            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context(|| "making a pipe")?;
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).context(|| "making a pipe")?;
         let plan = Plan {
             place,
             programs: c_strings(&programs)?,
@@ -100,7 +101,7 @@ impl Processes {
         };
         around
             .poller
-            .watch(&launch.status, EpollFlags::EPOLLIN, Token::Launch(process))?;
+            .watch(&launch.status, EventFlags::IN, Token::Launch(process))?;
         let group = around.groups.take()?;
         let (pid, pidfd) = match spawn(&plan, group.directory()) {
             Ok(child) => child,
@@ -180,17 +181,17 @@ impl Processes {
         let (pid, ticket) = (*pid, launch.ticket);
         let mut bytes = [0; Failure::SIZE];
         let result = match read(&launch.status, &mut bytes) {
-            Err(Errno::EAGAIN | Errno::EINTR) => return None,
+            Err(Errno::AGAIN | Errno::INTR) => return None,
             Ok(0) => state.streams.watch(poller, process),
             Ok(length) => Err(match Failure::decode(&bytes[..length]) {
                 Some(failure) => explain(failure, launch),
-                None => system("starting a process", Errno::EIO),
+                None => system("starting a process", Errno::IO),
             }),
             Err(errno) => Err(system("starting a process", errno)),
         };
         match result {
             Ok(()) => {
-                let old = std::mem::replace(&mut state.phase, Phase::Ended);
+                let old = core::mem::replace(&mut state.phase, Phase::Ended);
                 if let Phase::Launching { group, .. } = old {
                     state.phase = Phase::Running { pid, group };
                 }
@@ -222,7 +223,7 @@ fn view_of(main: i32) -> Result<Tree> {
         of_kind(
             ErrorKind::Busy,
             "joining the main process",
-            Errno::from_raw(i32::from(error.errno)),
+            Errno::from_raw_os_error(i32::from(error.errno)),
         )
     })
 }
@@ -286,8 +287,8 @@ fn c_strings(texts: &[String]) -> Result<Vec<CString>> {
 /// A pid namespace whose first process is gone takes no more (pid_namespaces(7)).
 fn kind_of_spawn(errno: Errno) -> ErrorKind {
     match errno {
-        Errno::ESRCH | Errno::ENOMEM | Errno::EINVAL => ErrorKind::Busy,
-        Errno::EAGAIN => ErrorKind::Limit,
+        Errno::SRCH | Errno::NOMEM | Errno::INVAL => ErrorKind::Busy,
+        Errno::AGAIN => ErrorKind::Limit,
         _ => ErrorKind::System,
     }
 }
@@ -325,24 +326,24 @@ fn explain(failure: Failure, launch: &Launch) -> Error {
 }
 
 fn explain_execute(program: &str, errno: Errno) -> Error {
-    if errno == Errno::ENOENT && !program.contains('/') {
+    if errno == Errno::NOENT && !program.contains('/') {
         return Error {
             kind: ErrorKind::NotFound,
-            errno: errno as i32 as u16,
+            errno: number(errno),
             message: format!("exec: {program:?}: executable file not found in $PATH"),
         };
     }
     let kind = match errno {
-        Errno::ENOENT => ErrorKind::NotFound,
-        Errno::EACCES
-        | Errno::ENOEXEC
-        | Errno::ENOTDIR
-        | Errno::EISDIR
-        | Errno::EPERM
-        | Errno::ELOOP
-        | Errno::ETXTBSY
-        | Errno::ELIBBAD => ErrorKind::NotExecutable,
-        Errno::E2BIG => ErrorKind::Limit,
+        Errno::NOENT => ErrorKind::NotFound,
+        Errno::ACCESS
+        | Errno::NOEXEC
+        | Errno::NOTDIR
+        | Errno::ISDIR
+        | Errno::PERM
+        | Errno::LOOP
+        | Errno::TXTBSY
+        | Errno::LIBBAD => ErrorKind::NotExecutable,
+        Errno::TOOBIG => ErrorKind::Limit,
         _ => ErrorKind::System,
     };
     of_kind(kind, format!("exec: {program:?}"), errno)
@@ -360,25 +361,25 @@ mod tests {
         };
         check(
             "foo",
-            Errno::ENOENT,
+            Errno::NOENT,
             ErrorKind::NotFound,
             "exec: \"foo\": executable file not found in $PATH",
         );
         check(
             "/bin/foo",
-            Errno::ENOENT,
+            Errno::NOENT,
             ErrorKind::NotFound,
             "exec: \"/bin/foo\": No such file or directory",
         );
         check(
             "/etc",
-            Errno::EACCES,
+            Errno::ACCESS,
             ErrorKind::NotExecutable,
             "exec: \"/etc\": Permission denied",
         );
         check(
             "text",
-            Errno::ENOEXEC,
+            Errno::NOEXEC,
             ErrorKind::NotExecutable,
             "exec: \"text\": Exec format error",
         );

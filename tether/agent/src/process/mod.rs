@@ -8,6 +8,7 @@
 //! A child that could not start stays in [`Processes::failed`] until it is reaped: its pid must not
 //! be taken for anything else's.
 
+use crate::prelude::*;
 mod environment;
 mod launch;
 mod path;
@@ -21,11 +22,11 @@ use crate::cgroup::Group;
 use crate::failure::Result;
 use crate::poller::{Event, Token};
 use crate::sys;
+use alloc::collections::BTreeMap;
 use launch::Launch;
-use nix::errno::Errno;
-use nix::sys::epoll::EpollFlags;
-use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use tether_wire::guest::{GuestSession, Ready, Ticket};
 use tether_wire::message::{Error, ErrorKind, Output, ProcessId, SignalTarget, TerminalSize};
 
@@ -135,7 +136,7 @@ impl Processes {
             SignalTarget::Process => sys::kill(pid, signal),
             // Every process is the leader of its own session, and so of its group.
             SignalTarget::Group => match sys::kill(-pid, signal) {
-                Err(Errno::ESRCH) => sys::kill(pid, signal),
+                Err(Errno::SRCH) => sys::kill(pid, signal),
                 other => other,
             },
         };
@@ -191,8 +192,8 @@ impl Processes {
         let Some(state) = self.by_id.get_mut(&process) else {
             return;
         };
-        let hung_up = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
-        if event.flags.intersects(EpollFlags::EPOLLIN | hung_up) {
+        let hung_up = EventFlags::HUP | EventFlags::ERR;
+        if event.flags.intersects(EventFlags::IN | hung_up) {
             match event.token {
                 Token::Output(_, output) => {
                     state.streams.pump_output(session, process, output);
@@ -203,9 +204,9 @@ impl Processes {
                 _ => {}
             }
         }
-        if event.flags.intersects(EpollFlags::EPOLLOUT | hung_up) {
+        if event.flags.intersects(EventFlags::OUT | hung_up) {
             match event.token {
-                Token::Input(_) if event.flags.contains(EpollFlags::EPOLLERR) => {
+                Token::Input(_) if event.flags.contains(EventFlags::ERR) => {
                     state.streams.reader_left(session, process);
                 }
                 Token::Input(_) | Token::Terminal(_) => state.streams.pump_input(session, process),
@@ -242,7 +243,7 @@ impl Processes {
         let Some(state) = self.by_id.get_mut(&process) else {
             return Death::Other;
         };
-        match std::mem::replace(&mut state.phase, Phase::Ended) {
+        match core::mem::replace(&mut state.phase, Phase::Ended) {
             Phase::Launching { group, .. } | Phase::Running { group, .. } => Death::Process {
                 process,
                 group,

@@ -1,5 +1,6 @@
 //! Which files are tried for a program's name.
 
+use crate::prelude::*;
 /// What a process without `PATH` gets: Docker's own default.
 pub const DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

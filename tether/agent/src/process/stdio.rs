@@ -4,13 +4,13 @@ use crate::failure::{Context, Result};
 use crate::poller::{Poller, Token};
 use crate::sys;
 use crate::tree::Tree;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::epoll::EpollFlags;
-use nix::sys::stat::Mode;
-use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
-use nix::unistd::{pipe2, read, write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::event::epoll::EventFlags;
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
+use rustix::io::Errno;
+use rustix::io::{read, write};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize, tcgetattr, tcsetwinsize};
 use tether_wire::guest::{GuestSession, Input};
 use tether_wire::message::{Output, ProcessId, TerminalSize};
 
@@ -62,12 +62,12 @@ impl ChildPipes {
 /// `EMFILE`, `ENFILE`.
 pub fn pipes(stdin: bool) -> Result<(Streams, ChildPipes)> {
     let what = || "making pipes";
-    let pipe = || pipe2(OFlag::O_CLOEXEC);
+    let pipe = || pipe_with(PipeFlags::CLOEXEC);
     let (child_stdin, stdin) = if stdin {
         let (theirs, ours) = pipe().context(what)?;
         (theirs, Some(never_wait(ours)?))
     } else {
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let null = open("/dev/null", flags, Mode::empty()).context(|| "opening /dev/null")?;
         (null, None)
     };
@@ -90,11 +90,11 @@ pub fn pipes(stdin: bool) -> Result<(Streams, ChildPipes)> {
 /// What `open(2)` says.
 pub fn terminal(container: &Tree, size: TerminalSize) -> Result<(Streams, u32)> {
     let what = || "making a terminal";
-    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK;
     let master = container.open_file("/dev/pts/ptmx", flags).context(what)?;
     let number = sys::unlock_terminal(master.as_fd()).context(what)?;
     if size.rows != 0 || size.columns != 0 {
-        sys::set_window_size(master.as_fd(), size.rows, size.columns).context(what)?;
+        tcsetwinsize(&master, window(size)).context(what)?;
     }
     let streams = Streams::Terminal {
         master: Some(master),
@@ -103,9 +103,18 @@ pub fn terminal(container: &Tree, size: TerminalSize) -> Result<(Streams, u32)> 
     Ok((streams, number))
 }
 
+fn window(size: TerminalSize) -> Winsize {
+    Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
 /// Non-blocking on our side only: the other end of a pipe is a file description of its own.
 fn never_wait(fd: OwnedFd) -> Result<OwnedFd> {
-    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context(|| "making a pipe non-blocking")?;
+    fcntl_setfl(&fd, OFlags::NONBLOCK).context(|| "making a pipe non-blocking")?;
     Ok(fd)
 }
 
@@ -122,17 +131,17 @@ impl Streams {
                 stderr,
             } => {
                 if let Some(fd) = stdin {
-                    poller.watch(fd, EpollFlags::EPOLLOUT, Token::Input(process))?;
+                    poller.watch(fd, EventFlags::OUT, Token::Input(process))?;
                 }
                 for (fd, output) in [(stdout, Output::Stdout), (stderr, Output::Stderr)] {
                     if let Some(fd) = fd {
-                        poller.watch(fd, EpollFlags::EPOLLIN, Token::Output(process, output))?;
+                        poller.watch(fd, EventFlags::IN, Token::Output(process, output))?;
                     }
                 }
             }
             Self::Terminal { master, .. } => {
                 if let Some(fd) = master {
-                    let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT;
+                    let both = EventFlags::IN | EventFlags::OUT;
                     poller.watch(fd, both, Token::Terminal(process))?;
                 }
             }
@@ -149,8 +158,7 @@ impl Streams {
             Self::Terminal {
                 master: Some(fd), ..
             } => {
-                sys::set_window_size(fd.as_fd(), size.rows, size.columns)
-                    .context(|| "resizing the terminal")?;
+                tcsetwinsize(fd, window(size)).context(|| "resizing the terminal")?;
                 Ok(true)
             }
             Self::Terminal { master: None, .. } => Ok(true),
@@ -178,8 +186,8 @@ impl Streams {
                 return;
             }
             match read(fd, room) {
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
                 Ok(length) if length > 0 => session.output_filled(process, output, length),
                 // The end of a pipe; EIO is a terminal's.
                 _ => {
@@ -218,8 +226,8 @@ fn pump_pipe(stdin: &mut Option<OwnedFd>, session: &mut GuestSession, process: P
             }
             (Some(fd), Input::Data(data)) => match write(fd, data) {
                 Ok(length) => session.input_taken(process, length),
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
                 Err(_) => {
                     *stdin = None;
                     session.input_abandoned(process);
@@ -254,8 +262,8 @@ fn pump_terminal(
                     }
                     session.input_taken(process, length);
                 }
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
                 Err(_) => {
                     session.input_abandoned(process);
                     return;
@@ -271,13 +279,13 @@ fn end_input(master: &OwnedFd, line: Line) -> bool {
     let Ok(settings) = tcgetattr(master) else {
         return true;
     };
-    let character = settings.control_chars[SpecialCharacterIndices::VEOF as usize];
-    let canonical = settings.local_flags.contains(LocalFlags::ICANON);
+    let character = settings.special_codes[SpecialCodeIndex::VEOF];
+    let canonical = settings.local_modes.contains(LocalModes::ICANON);
     let twice = [character; 2];
     let typed = if canonical && line == Line::Middle {
         &twice[..]
     } else {
         &twice[..1]
     };
-    !matches!(write(master, typed), Err(Errno::EAGAIN | Errno::EINTR))
+    !matches!(write(master, typed), Err(Errno::AGAIN | Errno::INTR))
 }

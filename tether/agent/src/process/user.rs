@@ -5,11 +5,12 @@
 //! that is named replaces both.
 
 use crate::failure::{Result, invalid};
+use crate::prelude::*;
 use crate::tree::Tree;
 use tether_wire::message::User;
 
 /// Bound on /etc/passwd and /etc/group of an image, in bytes.
-const LIMIT: u64 = 4 << 20;
+const LIMIT: usize = 4 << 20;
 
 /// Numbers a process runs with, and where its home is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,11 +17,11 @@ pub(super) unsafe fn supervise(program: libc::pid_t) -> ! {
         // standard input.
         libc::close(0);
         libc::syscall(libc::SYS_close_range, 3, c_int::MAX, 0);
-        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut all: libc::sigset_t = core::mem::zeroed();
         libc::sigfillset(&raw mut all);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
         loop {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let mut info: libc::siginfo_t = core::mem::zeroed();
             let signal = libc::sigwaitinfo(&raw const all, &raw mut info);
             if signal == libc::SIGCHLD {
                 reap(program);

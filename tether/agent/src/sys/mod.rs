@@ -1,13 +1,15 @@
 //! Every `unsafe` line of tether: the system calls `nix` has no safe form of, and the two places
 //! where one process becomes two.
 
+#[cfg(all(target_env = "musl", panic = "abort", not(test)))]
+mod alone;
 pub mod entry;
 mod init;
 pub mod spawn;
 
-use nix::errno::Errno;
-use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use core::ffi::CStr;
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use rustix::io::Errno;
 
 /// How a child ended, as `wait(2)` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub enum Ended {
 pub fn wait_any() -> Result<Option<(i32, Ended)>, Errno> {
     let mut status = 0;
     // SAFETY: `status` is a valid place for an int; -1 and WNOHANG take no other pointer.
-    let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) })?;
+    let pid = check(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) })?;
     if pid == 0 {
         return Ok(None);
     }
@@ -46,25 +48,7 @@ fn ended(status: i32) -> Ended {
 /// `ESRCH` when nobody is there.
 pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: no pointers.
-    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
-}
-
-/// `TIOCSWINSZ`.
-///
-/// # Errors
-/// `ENOTTY`.
-pub fn set_window_size(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> Result<(), Errno> {
-    let size = libc::winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // SAFETY: the request takes a pointer to a winsize, which lives through the call.
-    Errno::result(unsafe {
-        libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size)
-    })
-    .map(drop)
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
 /// Unlocks a pseudo-terminal's other end and says its number in /dev/pts (`TIOCSPTLCK`, `TIOCGPTN`).
@@ -76,12 +60,12 @@ pub fn unlock_terminal(master: BorrowedFd<'_>) -> Result<u32, Errno> {
     let mut number: libc::c_uint = 0;
     // SAFETY: both requests take a pointer to an int, which live through the calls.
     unsafe {
-        Errno::result(libc::ioctl(
+        check(libc::ioctl(
             master.as_raw_fd(),
             libc::TIOCSPTLCK as _,
             &raw const locked,
         ))?;
-        Errno::result(libc::ioctl(
+        check(libc::ioctl(
             master.as_raw_fd(),
             libc::TIOCGPTN as _,
             &raw mut number,
@@ -110,32 +94,14 @@ pub fn seed_generator(random: BorrowedFd<'_>, seed: &[u8; 32]) -> Result<(), Err
     };
     // SAFETY: `info` is laid out as struct rand_pool_info with a 32-byte buffer.
     unsafe {
-        Errno::result(libc::ioctl(
+        check(libc::ioctl(
             random.as_raw_fd(),
             RND_ADD_ENTROPY as _,
             &raw const info,
         ))?;
-        Errno::result(libc::ioctl(random.as_raw_fd(), RND_RESEED_CRNG as _))?;
+        check(libc::ioctl(random.as_raw_fd(), RND_RESEED_CRNG as _))?;
     }
     Ok(())
-}
-
-/// Random bytes that never wait: `GRND_INSECURE` (Linux 5.6) is what the generator has now.
-pub fn random_now(buffer: &mut [u8]) {
-    const GRND_INSECURE: libc::c_uint = 4;
-    // SAFETY: the buffer is valid for its length.
-    unsafe {
-        libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), GRND_INSECURE);
-    }
-}
-
-/// `setdomainname(2)`.
-///
-/// # Errors
-/// `EINVAL` when it is longer than 64 bytes.
-pub fn set_domain_name(name: &str) -> Result<(), Errno> {
-    // SAFETY: the pointer is valid for the length given with it.
-    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
 /// Forks a process of tether's own that runs `work` and exits with its result. Fine in a program
@@ -145,7 +111,7 @@ pub fn set_domain_name(name: &str) -> Result<(), Errno> {
 /// `EAGAIN`, `ENOMEM`.
 pub fn fork_worker(work: impl FnOnce() -> u8) -> Result<i32, Errno> {
     // SAFETY: there is one thread, so the child's copy of memory is consistent.
-    let pid = Errno::result(unsafe { libc::fork() })?;
+    let pid = check(unsafe { libc::fork() })?;
     if pid == 0 {
         let code = work();
         // SAFETY: leaves at once, running nothing of the parent's.
@@ -154,40 +120,112 @@ pub fn fork_worker(work: impl FnOnce() -> u8) -> Result<i32, Errno> {
     Ok(pid)
 }
 
-/// Copies every extended attribute of a file that is no link.
-///
-/// # Errors
-/// What the system calls say; a file system without any is no error.
-pub fn copy_attributes(from: &CStr, to: &CStr) -> Result<(), Errno> {
-    // XATTR_LIST_MAX and XATTR_SIZE_MAX (linux/limits.h).
-    let mut names = vec![0u8; 65536];
-    let mut value = vec![0u8; 65536];
-    // SAFETY: every buffer is valid for the length given with it, every string is terminated.
+/// Blocks every signal.
+pub fn block_signals() {
+    // SAFETY: the set is filled before it is used.
     unsafe {
-        let length = libc::listxattr(from.as_ptr(), names.as_mut_ptr().cast(), names.len());
-        let length = match Errno::result(length) {
-            Err(Errno::EOPNOTSUPP) => return Ok(()),
-            other => other? as usize,
-        };
-        for name in names[..length].split_inclusive(|byte| *byte == 0) {
-            let name = name.as_ptr().cast();
-            let buffer = value.as_mut_ptr().cast();
-            let size = libc::getxattr(from.as_ptr(), name, buffer, value.len());
-            let size = Errno::result(size)? as usize;
-            let bytes = value.as_ptr().cast();
-            Errno::result(libc::setxattr(to.as_ptr(), name, bytes, size, 0))?;
-        }
+        let mut all: libc::sigset_t = core::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
     }
-    Ok(())
 }
 
-/// Owns what `accept4(2)` has just returned, which `nix` gives as a number.
-pub fn adopt(accepted: libc::c_int) -> OwnedFd {
-    assert!(
-        accepted > 2,
-        "a new descriptor is none of the standard ones"
-    );
-    owned(accepted)
+/// A signalfd of SIGCHLD alone.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`.
+pub fn child_signals() -> Result<OwnedFd, Errno> {
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the set is emptied before it is used.
+    let fd = check(unsafe {
+        let mut mask: libc::sigset_t = core::mem::zeroed();
+        libc::sigemptyset(&raw mut mask);
+        libc::sigaddset(&raw mut mask, libc::SIGCHLD);
+        libc::signalfd(-1, &raw const mask, flags)
+    })?;
+    Ok(owned(fd))
+}
+
+/// Binds a socket to a vsock port, for whoever connects.
+///
+/// # Errors
+/// `EADDRINUSE`.
+pub fn bind_vsock(socket: BorrowedFd<'_>, port: u32) -> Result<(), Errno> {
+    // SAFETY: all-zero is a valid sockaddr_vm, and the length given is its own.
+    check(unsafe {
+        let mut address: libc::sockaddr_vm = core::mem::zeroed();
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        address.svm_port = port;
+        let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length)
+    })
+    .map(drop)
+}
+
+/// Whether the other end of a vsock connection is the host itself.
+pub fn is_from_host(connection: BorrowedFd<'_>) -> bool {
+    // SAFETY: all-zero is a valid sockaddr_vm, and the length given is its own.
+    unsafe {
+        let mut address: libc::sockaddr_vm = core::mem::zeroed();
+        let mut length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        let place = (&raw mut address).cast();
+        libc::getpeername(connection.as_raw_fd(), place, &raw mut length) == 0
+            && address.svm_cid == libc::VMADDR_CID_HOST
+    }
+}
+
+/// `SO_BINDTODEVICE`.
+///
+/// # Errors
+/// `ENODEV`.
+pub fn bind_to_device(socket: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    // SAFETY: the pointer is valid for the length given with it.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            name.as_ptr().cast(),
+            name.len() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// What the C library calls an `errno`.
+pub fn describe(errno: Errno) -> &'static str {
+    // SAFETY: musl and glibc give a terminated string that lasts; tether has one thread.
+    let text = unsafe { CStr::from_ptr(libc::strerror(errno.raw_os_error())) };
+    text.to_str().unwrap_or("unknown error")
+}
+
+/// Writes to a descriptor by its number, whoever owns it; it may be closed.
+pub fn write_somewhere(fd: RawFd, bytes: &[u8]) {
+    // SAFETY: the pointer is valid for the length given with it.
+    unsafe {
+        libc::write(fd, bytes.as_ptr().cast(), bytes.len());
+    }
+}
+
+/// Ends this process.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: leaves at once.
+    unsafe { libc::_exit(code) }
+}
+
+/// The outcome of a C library call.
+fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
+    if result < 0 {
+        Err(last_errno())
+    } else {
+        Ok(result)
+    }
+}
+
+fn last_errno() -> Errno {
+    // SAFETY: always valid.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
 
 /// Takes ownership of a descriptor a system call has just returned.

@@ -5,12 +5,13 @@
 //! still fails is written into a pipe as a [`Stage`] and an `errno`; the pipe closes by itself when
 //! the program starts.
 
-use super::{init, owned};
+use super::{check, init, last_errno, owned};
+use crate::prelude::*;
+use alloc::ffi::CString;
+use core::ptr;
 use libc::{c_char, c_int, c_long};
-use nix::errno::Errno;
-use std::ffi::CString;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::ptr;
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::io::Errno;
 
 /// Where a child was when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Failure {
         let [stage, _, _, _, errno @ ..] = *bytes;
         Some(Self {
             stage: *Stage::ALL.get(usize::from(stage))?,
-            errno: Errno::from_raw(i32::from_ne_bytes(errno)),
+            errno: Errno::from_raw_os_error(i32::from_ne_bytes(errno)),
         })
     }
 }
@@ -193,31 +194,31 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 fn set_namespace(fd: RawFd, kind: c_int) -> Result<(), Errno> {
     // SAFETY: no pointers.
-    Errno::result(unsafe { libc::setns(fd, kind) }).map(drop)
+    check(unsafe { libc::setns(fd, kind) }).map(drop)
 }
 
 fn clone(plan: &Plan, flags: u64, group: BorrowedFd<'_>) -> Result<(i32, OwnedFd), Errno> {
     let mut pidfd: c_int = -1;
     // SAFETY: all-zero is a valid clone_args.
-    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    let mut arguments: libc::clone_args = unsafe { core::mem::zeroed() };
     arguments.flags = flags;
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     arguments.cgroup = group.as_raw_fd() as u64;
     // SAFETY: without CLONE_VM the child has its own copy of the stack and returns here as after
     // fork(2); it runs `child`, which only makes system calls and does not return.
-    let pid = Errno::result(unsafe {
+    let pid = check(unsafe {
         libc::syscall(
             libc::SYS_clone3,
             &raw mut arguments,
             size_of::<libc::clone_args>(),
-        )
+        ) as c_int
     })?;
     if pid == 0 {
         // SAFETY: this is the child, once.
         unsafe { child(plan) }
     }
-    Ok((pid as i32, owned(pidfd)))
+    Ok((pid, owned(pidfd)))
 }
 
 /// Tells tether why and leaves.
@@ -225,7 +226,7 @@ fn clone(plan: &Plan, flags: u64, group: BorrowedFd<'_>) -> Result<(i32, OwnedFd
 /// # Safety
 /// Only in the child.
 unsafe fn fail(plan: &Plan, stage: Stage) -> ! {
-    let [a, b, c, d] = Errno::last_raw().to_ne_bytes();
+    let [a, b, c, d] = last_errno().raw_os_error().to_ne_bytes();
     let bytes = [stage as u8, 0, 0, 0, a, b, c, d];
     // SAFETY: system calls on the child's own copies.
     unsafe {
@@ -240,7 +241,7 @@ unsafe fn child(plan: &Plan) -> ! {
     // SAFETY: every call below is async-signal-safe and every pointer belongs to `plan` or is a
     // constant string.
     unsafe {
-        let check = |result: c_int, stage: Stage| {
+        let must = |result: c_int, stage: Stage| {
             if result < 0 {
                 fail(plan, stage);
             }
@@ -248,19 +249,19 @@ unsafe fn child(plan: &Plan) -> ! {
         may_be_killed_when_memory_is_short();
         match &plan.place {
             Place::Main { root, .. } => {
-                check(libc::unshare(libc::CLONE_NEWCGROUP), Stage::Namespace);
+                must(libc::unshare(libc::CLONE_NEWCGROUP), Stage::Namespace);
                 enter_root(plan, root);
             }
             Place::Join { main, .. } => {
                 let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP;
-                check(libc::setns(*main, kinds), Stage::Namespace);
+                must(libc::setns(*main, kinds), Stage::Namespace);
             }
         }
-        check(libc::setsid(), Stage::Terminal);
+        must(libc::setsid(), Stage::Terminal);
         match &plan.descriptors {
             Descriptors::Given(three) => {
                 for (standard, fd) in (0..).zip(three) {
-                    check(libc::dup2(*fd, standard), Stage::Descriptors);
+                    must(libc::dup2(*fd, standard), Stage::Descriptors);
                     // So that /dev/stdout can be opened by its own user; not for /dev/null.
                     if standard > 0 || is_pipe(standard) {
                         libc::fchown(standard, plan.uid, plan.gid);
@@ -273,7 +274,7 @@ unsafe fn child(plan: &Plan) -> ! {
         }
         if plan.init {
             let program = libc::fork();
-            check(program, Stage::Init);
+            must(program, Stage::Init);
             if program > 0 {
                 init::supervise(program);
             }
@@ -293,7 +294,7 @@ unsafe fn child(plan: &Plan) -> ! {
 unsafe fn is_pipe(fd: c_int) -> bool {
     // SAFETY: all-zero is a valid stat, and fstat fills it.
     unsafe {
-        let mut stat: libc::stat = std::mem::zeroed();
+        let mut stat: libc::stat = core::mem::zeroed();
         libc::fstat(fd, &raw mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO
     }
 }
@@ -325,7 +326,7 @@ unsafe fn may_be_killed_when_memory_is_short() {
 unsafe fn enter_root(plan: &Plan, root: &CString) {
     // SAFETY: strings of the plan and constants.
     unsafe {
-        let check = |result: c_int, stage: Stage| {
+        let must = |result: c_int, stage: Stage| {
             if result < 0 {
                 fail(plan, stage);
             }
@@ -334,28 +335,28 @@ unsafe fn enter_root(plan: &Plan, root: &CString) {
         let slash = c"/".as_ptr();
         // What tether mounts later below the root arrives here; nothing goes back.
         let flags = libc::MS_REC | libc::MS_SLAVE;
-        check(
+        must(
             libc::mount(none, slash, none, flags, none.cast()),
             Stage::Root,
         );
-        check(libc::chdir(root.as_ptr()), Stage::Root);
+        must(libc::chdir(root.as_ptr()), Stage::Root);
         let here = c".".as_ptr();
-        check(
+        must(
             libc::mount(here, slash, none, libc::MS_MOVE, none.cast()),
             Stage::Root,
         );
-        check(libc::chroot(here), Stage::Root);
-        check(libc::chdir(slash), Stage::Root);
+        must(libc::chroot(here), Stage::Root);
+        must(libc::chdir(slash), Stage::Root);
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         let proc = c"proc".as_ptr();
-        check(
+        must(
             libc::mount(proc, c"/proc".as_ptr(), proc, flags, none.cast()),
             Stage::Mount,
         );
         let kind = c"cgroup2".as_ptr();
         let target = c"/sys/fs/cgroup".as_ptr();
         let flags = flags | libc::MS_RDONLY;
-        check(
+        must(
             libc::mount(c"cgroup".as_ptr(), target, kind, flags, none.cast()),
             Stage::Mount,
         );
@@ -370,18 +371,18 @@ unsafe fn enter_root(plan: &Plan, root: &CString) {
 unsafe fn open_terminal(plan: &Plan, path: &CString, console: bool) {
     // SAFETY: strings of the plan and constants.
     unsafe {
-        let check = |result: c_int, stage: Stage| {
+        let must = |result: c_int, stage: Stage| {
             if result < 0 {
                 fail(plan, stage);
             }
         };
         let fd = libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-        check(fd, Stage::Terminal);
-        check(libc::ioctl(fd, libc::TIOCSCTTY as _, 0), Stage::Terminal);
+        must(fd, Stage::Terminal);
+        must(libc::ioctl(fd, libc::TIOCSCTTY as _, 0), Stage::Terminal);
         // As runc does: the user owns the terminal, the tty group keeps it.
         libc::fchown(fd, plan.uid, u32::MAX);
         for standard in 0..3 {
-            check(libc::dup2(fd, standard), Stage::Descriptors);
+            must(libc::dup2(fd, standard), Stage::Descriptors);
         }
         if console {
             let target = c"/dev/console".as_ptr();
@@ -392,7 +393,7 @@ unsafe fn open_terminal(plan: &Plan, path: &CString, console: bool) {
             }
             let none = ptr::null();
             let result = libc::mount(path.as_ptr(), target, none, libc::MS_BIND, none.cast());
-            check(result, Stage::Mount);
+            must(result, Stage::Mount);
         }
     }
 }
@@ -403,7 +404,7 @@ unsafe fn become_program(plan: &Plan) -> ! {
     // SAFETY: pointers into the plan; raw system calls where the C library's form would signal
     // other threads.
     unsafe {
-        let check = |result: c_long, stage: Stage| {
+        let must = |result: c_long, stage: Stage| {
             if result < 0 {
                 fail(plan, stage);
             }
@@ -417,44 +418,44 @@ unsafe fn become_program(plan: &Plan) -> ! {
                 pair.as_ptr(),
                 none,
             );
-            check(result, Stage::Limit);
+            must(result, Stage::Limit);
         }
         libc::umask(0o022);
         let mut arrived = libc::chdir(plan.directory.as_ptr());
-        if arrived < 0 && Errno::last() != Errno::EACCES {
+        if arrived < 0 && last_errno() != Errno::ACCESS {
             fail(plan, Stage::WorkingDirectory);
         }
         let groups = libc::syscall(libc::SYS_setgroups, plan.groups.len(), plan.groups.as_ptr());
-        check(groups, Stage::User);
+        must(groups, Stage::User);
         let (gid, uid) = (plan.gid, plan.uid);
-        check(
+        must(
             libc::syscall(libc::SYS_setresgid, gid, gid, gid),
             Stage::User,
         );
-        check(
+        must(
             libc::syscall(libc::SYS_setresuid, uid, uid, uid),
             Stage::User,
         );
         if arrived < 0 {
             // A directory root may not enter, on NFS, may be the user's own.
             arrived = libc::chdir(plan.directory.as_ptr());
-            check(arrived.into(), Stage::WorkingDirectory);
+            must(arrived.into(), Stage::WorkingDirectory);
         }
         unblock_signals();
-        let mut refused = Errno::ENOENT;
+        let mut refused = Errno::NOENT;
         for program in &plan.programs {
             libc::execve(
                 program.as_ptr(),
                 plan.arguments.pointers.as_ptr(),
                 plan.environment.pointers.as_ptr(),
             );
-            match Errno::last() {
-                Errno::ENOENT | Errno::ENOTDIR => {}
-                Errno::EACCES => refused = Errno::EACCES,
+            match last_errno() {
+                Errno::NOENT | Errno::NOTDIR => {}
+                Errno::ACCESS => refused = Errno::ACCESS,
                 _ => fail(plan, Stage::Execute),
             }
         }
-        refused.set();
+        *libc::__errno_location() = refused.raw_os_error();
         fail(plan, Stage::Execute)
     }
 }
@@ -464,7 +465,7 @@ unsafe fn become_program(plan: &Plan) -> ! {
 unsafe fn unblock_signals() {
     // SAFETY: the set is initialised before it is used.
     unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
+        let mut none: libc::sigset_t = core::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
     }
@@ -483,7 +484,7 @@ mod tests {
             Failure::decode(&bytes),
             Some(Failure {
                 stage: Stage::Execute,
-                errno: Errno::ENOENT
+                errno: Errno::NOENT
             })
         );
         assert_eq!(Failure::decode(&bytes[..7]), None);
