@@ -70,6 +70,8 @@ pub struct Prepared<'a> {
     pub channel: Wire,
     /// Slots for disks that come while it runs.
     pub hot_plug_slots: u8,
+    /// The speed of the time-stamp counter, if the guest has to be told.
+    pub tsc_khz: Option<u64>,
     /// UEFI's code, if the machine boots by it.
     pub uefi_code: Option<PathBuf>,
 }
@@ -310,6 +312,9 @@ impl Arguments {
                 self.pair("-initrd", initramfs);
                 let word = guest_word(prepared.spec);
                 let mut line = format!("{KERNEL_ARGUMENTS} tether.channel={word}");
+                if let Some(khz) = prepared.tsc_khz {
+                    line.push_str(&format!(" tsc_early_khz={khz}"));
+                }
                 if !append.trim().is_empty() {
                     line.push(' ');
                     line.push_str(append.trim());

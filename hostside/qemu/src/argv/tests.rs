@@ -53,6 +53,7 @@ fn lines(spec: &MachineSpec, accelerator: Accelerator, channel: Wire) -> Vec<Str
         qmp_fd: 5,
         channel,
         hot_plug_slots: 2,
+        tsc_khz: (accelerator == Accelerator::Tcg).then_some(2_596_100),
         uefi_code: Some("/fw/a,b.fd".into()),
     };
     let mut lines: Vec<String> = Vec::new();
@@ -116,7 +117,7 @@ fn a_virtio_machine_has_virtio_devices_and_its_channel_by_name() {
             "-fw_cfg name=opt/tether/channel,string=virtio:org.tether.channel",
             "-kernel /k/bzImage",
             "-initrd /k/i,1.cpio",
-            "-append console=ttyS0 quiet panic=-1 tether.channel=virtio:org.tether.channel loglevel=7",
+            "-append console=ttyS0 quiet panic=-1 tether.channel=virtio:org.tether.channel tsc_early_khz=2596100 loglevel=7",
         ],
         &["pvscsi", "vmxnet3", "ide-cd", "-gdb", "netdev", "kvm"],
     );
