@@ -17,7 +17,7 @@ use crate::progress::{Phase, Progress};
 use crate::reference::{Name, Source};
 use crate::rootfs::{self, Owners, RootfsError};
 use crate::stream::{Blob, BlobError, Compression, Stream};
-use crate::tree::{PathError, Tree};
+use crate::tree::Tree;
 use crate::vmdk::SparseDisk;
 
 /// How an image becomes a disk.
@@ -86,7 +86,7 @@ pub enum ImportError {
         source: LayerError,
     },
     /// A layer is not what it should be.
-    #[error("layer {number} ({layer}) cannot be trusted")]
+    #[error("layer {number} ({layer}) cannot be used")]
     Blob {
         /// From 1 on.
         number: usize,
@@ -444,10 +444,4 @@ fn unpack(
         }
         Ok(())
     })
-}
-
-impl From<PathError> for RootfsError {
-    fn from(error: PathError) -> Self {
-        Self::Path(error)
-    }
 }

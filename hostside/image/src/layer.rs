@@ -9,7 +9,7 @@
 use std::io::{self, BufRead};
 
 use crate::disk::Disk;
-use crate::ext4::{Contents, xattr_is_kept};
+use crate::ext4::{Contents, xattr_is_kept, xattrs_fit};
 use crate::tar::{Entry, EntryKind, Reader, TarError};
 use crate::tree::{Attributes, Kind, PathError, Tree};
 
@@ -26,7 +26,7 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of one layer, decompressed.
     pub layer_bytes: u64,
-    /// Bytes of all layers, decompressed.
+    /// Bytes of all layers, decompressed; and of the disk that their files take.
     pub total_bytes: u64,
     /// Layers.
     pub layers: usize,
@@ -80,6 +80,9 @@ pub enum LayerError {
         /// Why.
         source: io::Error,
     },
+    /// More disk than [`Limits::total_bytes`], by files of many small pieces.
+    #[error("the image's files take more than {0} bytes of disk, the limit")]
+    Disk(u64),
     /// More entries than [`Limits::entries`].
     #[error("the layer has more than {0} entries, the limit")]
     Entries(u64),
@@ -104,6 +107,9 @@ pub fn apply<R: BufRead, D: Disk>(
             return Err(LayerError::Entries(limits.entries));
         }
         one(entry, &mut reader, layer, tree, contents)?;
+        if contents.taken() > limits.total_bytes {
+            return Err(LayerError::Disk(limits.total_bytes));
+        }
     }
     Ok((entries, reader.into_inner()))
 }
@@ -140,6 +146,9 @@ fn one<R: BufRead, D: Disk>(
     }
 
     xattrs.retain(|name, _| xattr_is_kept(name));
+    if !xattrs_fit(&xattrs) {
+        return Err(wrong(PathError::Xattrs));
+    }
     let attributes = Attributes {
         mode,
         uid,
@@ -170,8 +179,7 @@ fn one<R: BufRead, D: Disk>(
             return Err(wrong(PathError::Root));
         }
         let root = tree.root();
-        tree.node_mut(root).attributes = attributes;
-        return Ok(());
+        return tree.set_attributes(root, attributes).map_err(wrong);
     };
     let kind = match kind {
         EntryKind::Directory | EntryKind::Link(_) => {
@@ -208,6 +216,10 @@ fn one<R: BufRead, D: Disk>(
 
 fn whiteout(path: &[u8], last: &[u8], layer: u32, tree: &mut Tree) -> Result<(), LayerError> {
     let shown = || String::from_utf8_lossy(path).into_owned();
+    let hidden = &last[WHITEOUT.len()..];
+    if matches!(hidden, b"" | b"." | b"..") {
+        return Err(LayerError::Whiteout(shown()));
+    }
     let parent = match tree.parent_of(path, None) {
         Ok((parent, _)) => parent,
         // There is nothing to hide.
@@ -222,10 +234,6 @@ fn whiteout(path: &[u8], last: &[u8], layer: u32, tree: &mut Tree) -> Result<(),
     if last == OPAQUE {
         tree.hide_all(parent, layer);
     } else if !last.starts_with(WHITEOUT_META) {
-        let hidden = &last[WHITEOUT.len()..];
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(LayerError::Whiteout(shown()));
-        }
         tree.hide(parent, hidden, layer);
     }
     Ok(())

@@ -343,3 +343,192 @@ impl FromStr for Reference {
         Ok(Self::Stored(text.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_dockers_grammar() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let long = "a".repeat(128);
+        for (text, repository, tag) in [
+            ("busybox", "busybox", None),
+            ("sample/busybox", "sample/busybox", None),
+            ("busybox:1.36", "busybox", Some("1.36")),
+            ("a.b/c", "a.b/c", None),
+            ("localhost/x", "localhost/x", None),
+            ("host:5000/x", "host:5000/x", None),
+            ("host:5000/x/y:tag", "host:5000/x/y", Some("tag")),
+            ("Host.Example:1/x", "Host.Example:1/x", None),
+            ("[2001:db8::1]:5000/x:y", "[2001:db8::1]:5000/x", Some("y")),
+            ("a__b/c-d/e---f/g.h/i_j", "a__b/c-d/e---f/g.h/i_j", None),
+            ("x:_T.a-G", "x", Some("_T.a-G")),
+            (&format!("x:{long}"), "x", Some(&*long)),
+        ] {
+            for end in ["", "@"] {
+                let text = if end.is_empty() {
+                    text.to_owned()
+                } else {
+                    format!("{text}@{digest}")
+                };
+                let name: Name = text.parse().unwrap();
+                assert_eq!((name.repository(), name.tag()), (repository, tag), "{text}");
+                assert_eq!(name.digest().is_some(), !end.is_empty());
+                assert_eq!(name.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        let long = "a".repeat(256);
+        for text in [
+            "",
+            ":",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            "A",
+            "sample/Busybox",
+            "a:",
+            "a:b:c",
+            "-a",
+            "a-",
+            "a..b",
+            "a___b",
+            "a._b",
+            "a:.b",
+            "a:-b",
+            "a b",
+            "a@",
+            "a@sha256:00",
+            "a@md5:00",
+            "@sha256:00",
+            "x.y:port/z",
+            "x.y:123456/z",
+            "-x.y/z",
+            "[::g]/x",
+            "[::1/x",
+            "a\0",
+            "\u{e9}",
+            "../a",
+            "a/../b",
+            ".",
+            "..",
+            &long,
+            &format!("a:{}", &long[..129]),
+        ] {
+            assert!(text.parse::<Name>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_name_without_tag_and_digest_gets_the_default_tag() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (text, expected) in [
+            ("a/b", "a/b:latest"),
+            ("a:1", "a:1"),
+            (&format!("a@{digest}"), &format!("a@{digest}")),
+        ] {
+            assert_eq!(text.parse::<Name>().unwrap().tagged().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn sources_have_transports() {
+        let path = |path: &str| PathBuf::from(path);
+        let text = |text: &str| Some(text.to_owned());
+        for (source, expected) in [
+            ("dir:/a:b", Source::Directory(path("/a:b"))),
+            (
+                "oci:a/b",
+                Source::Oci {
+                    path: path("a/b"),
+                    tag: None,
+                },
+            ),
+            (
+                "oci:/a:1.0",
+                Source::Oci {
+                    path: path("/a"),
+                    tag: text("1.0"),
+                },
+            ),
+            (
+                "oci:/a:host/x:1",
+                Source::Oci {
+                    path: path("/a"),
+                    tag: text("host/x:1"),
+                },
+            ),
+            (
+                "oci-archive:a.tar:t",
+                Source::OciArchive {
+                    path: path("a.tar"),
+                    tag: text("t"),
+                },
+            ),
+            (
+                "docker-archive:a.tar",
+                Source::DockerArchive {
+                    path: path("a.tar"),
+                    name: None,
+                },
+            ),
+            (
+                "docker-archive:a:x/y",
+                Source::DockerArchive {
+                    path: path("a"),
+                    name: "x/y:latest".parse().ok(),
+                },
+            ),
+            (
+                "docker://x/y",
+                Source::Registry("x/y:latest".parse().unwrap()),
+            ),
+        ] {
+            let parsed: Source = source.parse().unwrap();
+            assert_eq!(parsed, expected, "{source}");
+            assert_eq!(parsed.to_string().parse::<Source>().unwrap(), expected);
+            assert_eq!(
+                source.parse::<Reference>().unwrap(),
+                Reference::Source(expected)
+            );
+        }
+        for source in [
+            "",
+            "oci",
+            "oci:",
+            "oci:a:",
+            "oci::b",
+            "dir:",
+            "docker:x",
+            "docker://X",
+            "ftp:x",
+            "docker-archive:a:X",
+        ] {
+            assert!(source.parse::<Source>().is_err(), "{source}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_transport_is_a_name_or_an_id() {
+        for text in [
+            "busybox",
+            "sample/busybox:1",
+            "abc123",
+            &format!("sha256:{}", "a".repeat(64)),
+            "host:5000/x",
+        ] {
+            assert_eq!(
+                text.parse::<Reference>().unwrap(),
+                Reference::Stored(text.to_owned())
+            );
+        }
+        for text in ["", "Upper", "oci:", "a b"] {
+            assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+}

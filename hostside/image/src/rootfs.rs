@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{ImageConfig, RootFs};
 use crate::digest::{Digest, Hasher};
 use crate::disk::Disk;
-use crate::ext4::{Contents, xattr_is_kept};
+use crate::ext4::{Contents, xattr_is_kept, xattrs_fit};
 use crate::progress::Progress;
 use crate::tree::{Attributes, Kind, NodeId, PathError, Time, Tree, Xattrs};
 
@@ -58,8 +58,13 @@ pub enum RootfsError {
         source: io::Error,
     },
     /// Something that the filesystem cannot hold.
-    #[error(transparent)]
-    Path(PathError),
+    #[error("{path} cannot be copied")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: PathError,
+    },
 }
 
 /// Copies `root` into `tree` and `contents`. Returns a digest of all that was copied.
@@ -93,7 +98,14 @@ pub fn copy<D: Disk>(
     let attributes = copier.attributes(root, &metadata)?;
     copier.record(b"", b"directory", &attributes);
     let node = copier.tree.root();
-    copier.tree.node_mut(node).attributes = attributes;
+    let wrong = |source| RootfsError::Path {
+        path: root.to_owned(),
+        source,
+    };
+    copier
+        .tree
+        .set_attributes(node, attributes)
+        .map_err(wrong)?;
     let mut todo = vec![(root.to_owned(), node)];
     while let Some((path, node)) = todo.pop() {
         let read = |source| RootfsError::Read {
@@ -156,6 +168,10 @@ impl<D: Disk> Copier<'_, D> {
             path: path.to_owned(),
             source,
         };
+        let wrong = |source| RootfsError::Path {
+            path: path.to_owned(),
+            source,
+        };
         let metadata = fs::symlink_metadata(path).map_err(read)?;
         let kind = metadata.file_type();
         let key = (metadata.dev(), metadata.ino());
@@ -164,10 +180,13 @@ impl<D: Disk> Copier<'_, D> {
             self.field(name);
             self.field(b"link");
             self.hasher.update(&place.to_le_bytes());
-            self.tree.link(parent, name, node, 0)?;
+            self.tree.link(parent, name, node, 0).map_err(wrong)?;
             return Ok(None);
         }
         let attributes = self.attributes(path, &metadata)?;
+        if !xattrs_fit(&attributes.xattrs) {
+            return Err(wrong(PathError::Xattrs));
+        }
         let (major, minor) = (
             rustix::fs::major(metadata.rdev()),
             rustix::fs::minor(metadata.rdev()),
@@ -207,7 +226,10 @@ impl<D: Disk> Copier<'_, D> {
             self.record(name, b"socket", &attributes);
             Kind::Socket
         };
-        let node = self.tree.insert(parent, name, attributes, new, 0)?;
+        let node = self
+            .tree
+            .insert(parent, name, attributes, new, 0)
+            .map_err(wrong)?;
         if shared {
             let place = self.linked.len() as u64;
             self.linked.insert(key, (node, place));

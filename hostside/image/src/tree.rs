@@ -5,7 +5,12 @@
 //! are remembered as released. Names remember the layer that put them there, because whiteouts hide
 //! what lower layers put and never what their own layer does.
 
+mod path;
+
 use std::collections::BTreeMap;
+
+pub use path::PathError;
+use path::clean;
 
 /// The longest name in a directory, in bytes (Linux `NAME_MAX`).
 pub const NAME_MAX: usize = 255;
@@ -15,6 +20,10 @@ pub const TARGET_MAX: usize = 4095;
 pub const DEPTH_MAX: u16 = 2048;
 /// How many symbolic links one path may pass through (as Linux's `MAXSYMLINKS`).
 const LINKS_MAX: u32 = 40;
+/// How many names a file may have (ext4's `EXT4_LINK_MAX`).
+pub const NAMES_MAX: u32 = 65_000;
+/// How much memory names, link targets, extended attributes and block lists may take together, in bytes.
+pub const MEMORY_MAX: u64 = 1 << 30;
 
 /// A node of a [`Tree`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,44 +169,6 @@ impl Node {
     }
 }
 
-/// Why a path cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PathError {
-    /// `..` beyond the root.
-    #[error("it leads out of the root directory")]
-    Escapes,
-    /// A component that is something else than a directory.
-    #[error("`{0}` on the way to it is not a directory")]
-    NotDirectory(String),
-    /// A loop of symbolic links.
-    #[error("it passes through more than {LINKS_MAX} symbolic links")]
-    Loop,
-    /// A component longer than [`NAME_MAX`].
-    #[error("a component is longer than {NAME_MAX} bytes")]
-    NameTooLong,
-    /// Deeper than [`DEPTH_MAX`].
-    #[error("it is nested deeper than {DEPTH_MAX} directories")]
-    TooDeep,
-    /// A NUL byte within.
-    #[error("it contains a NUL byte")]
-    Nul,
-    /// More nodes than the limit.
-    #[error("the image has more than {0} files, the limit")]
-    TooMany(u32),
-    /// A symbolic link target that is empty or longer than [`TARGET_MAX`].
-    #[error("its target is empty or longer than {TARGET_MAX} bytes")]
-    Target,
-    /// The path names nothing.
-    #[error("it does not exist")]
-    Missing,
-    /// A hard link to a directory.
-    #[error("it is a directory, which cannot be hard linked")]
-    LinkToDirectory,
-    /// The root can only be a directory.
-    #[error("the root can only be a directory")]
-    Root,
-}
-
 /// A filesystem's metadata. It always has a root directory.
 #[derive(Debug)]
 pub struct Tree {
@@ -206,6 +177,7 @@ pub struct Tree {
     released: Vec<Run>,
     limit: u32,
     count: u32,
+    memory: u64,
 }
 
 impl Tree {
@@ -222,6 +194,7 @@ impl Tree {
             released: Vec::new(),
             limit,
             count: 1,
+            memory: 0,
         }
     }
 
@@ -393,6 +366,7 @@ impl Tree {
         if self.count >= self.limit {
             return Err(PathError::TooMany(self.limit));
         }
+        self.weigh(name.len() as u64 + weight(&attributes, &kind))?;
         self.count += 1;
         let node = Some(Node {
             attributes,
@@ -426,7 +400,7 @@ impl Tree {
     ) -> Result<NodeId, PathError> {
         match self.child(parent, name) {
             Some(id) if self.directory(id).is_some() => {
-                self.node_mut(id).attributes = attributes;
+                self.set_attributes(id, attributes)?;
                 self.directory_mut(id).touched = layer;
                 if let Some(entry) = self.directory_mut(parent).entries.get_mut(name) {
                     entry.layer = layer;
@@ -434,6 +408,27 @@ impl Tree {
                 Ok(id)
             }
             _ => self.insert(parent, name, attributes, Kind::directory(), layer),
+        }
+    }
+
+    /// Gives a node other attributes.
+    pub fn set_attributes(&mut self, id: NodeId, attributes: Attributes) -> Result<(), PathError> {
+        let new = attributes_weight(&attributes);
+        self.memory = self
+            .memory
+            .saturating_sub(attributes_weight(&self.node(id).attributes));
+        self.weigh(new)?;
+        self.node_mut(id).attributes = attributes;
+        Ok(())
+    }
+
+    /// Counts `bytes` more of memory.
+    fn weigh(&mut self, bytes: u64) -> Result<(), PathError> {
+        self.memory += bytes;
+        if self.memory > MEMORY_MAX {
+            Err(PathError::TooMuch)
+        } else {
+            Ok(())
         }
     }
 
@@ -448,11 +443,12 @@ impl Tree {
         if self.directory(target).is_some() {
             return Err(PathError::LinkToDirectory);
         }
+        self.weigh(name.len() as u64)?;
         let node = self.node_mut(target);
-        node.names = node
-            .names
-            .checked_add(1)
-            .ok_or(PathError::TooMany(u32::MAX))?;
+        if node.names >= NAMES_MAX {
+            return Err(PathError::TooManyNames);
+        }
+        node.names += 1;
         self.remove(parent, name);
         self.directory_mut(parent).entries.insert(
             name.into(),
@@ -484,6 +480,9 @@ impl Tree {
                 .expect("a live node, just looked at");
             self.free.push(id);
             self.count -= 1;
+            self.memory = self
+                .memory
+                .saturating_sub(weight(&node.attributes, &node.kind));
             match node.kind {
                 Kind::Directory(directory) => {
                     todo.extend(directory.entries.values().map(|entry| entry.node))
@@ -537,24 +536,21 @@ impl Tree {
     }
 }
 
-/// The components of `path` with `.`, `..` and empty ones resolved by name alone.
-fn clean(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
-    if path.contains(&0) {
-        return Err(PathError::Nul);
-    }
-    let mut components = Vec::new();
-    for component in path.split(|&b| b == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." => {
-                components.pop().ok_or(PathError::Escapes)?;
-            }
-            name if name.len() > NAME_MAX => return Err(PathError::NameTooLong),
-            name => components.push(name),
-        }
-        if components.len() > usize::from(DEPTH_MAX) {
-            return Err(PathError::TooDeep);
-        }
-    }
-    Ok(components)
+/// What a node takes beside its fixed size, roughly, in bytes.
+fn weight(attributes: &Attributes, kind: &Kind) -> u64 {
+    let own = match kind {
+        Kind::File { runs, .. } => size_of_val(&runs[..]),
+        Kind::Symlink(target) => target.len(),
+        _ => 0,
+    };
+    own as u64 + attributes_weight(attributes)
+}
+
+fn attributes_weight(attributes: &Attributes) -> u64 {
+    // With what the map takes for each.
+    attributes
+        .xattrs
+        .iter()
+        .map(|(name, value)| (name.len() + value.len() + 64) as u64)
+        .sum()
 }

@@ -6,6 +6,9 @@
 //! written to later: tables first, and all there, because QEMU (7.2, `block/vmdk.c`) makes new grains but
 //! never new tables. Tables without grains are holes of the file: a child takes 8 bytes for each 32 MiB of
 //! its parent (1.3 KB for 10 GiB), and 16 KiB beside; no time that depends on what is in the parent.
+//! [`export_stream`] writes the compressed form that ESXi imports.
+
+mod export;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,6 +19,7 @@ use crate::digest::Digest;
 use crate::disk::{Disk, punch};
 use crate::ext4::{self, Ext4Error, Identity, Label};
 use crate::tree::Tree;
+pub use export::export_stream;
 
 const SECTOR: u64 = 512;
 /// Sectors in a grain.
@@ -27,8 +31,12 @@ const TABLE_SECTORS: u64 = TABLE_GRAINS * 4 / SECTOR;
 /// Sectors for the descriptor, after the header.
 const DESCRIPTOR_SECTORS: u64 = 20;
 const MAGIC: u32 = 0x564d_444b;
+/// The most sectors a disk can have: 2 TiB.
+const CAPACITY_MAX: u64 = 1 << 32;
 /// The longest file name QEMU takes for a parent.
 const HINT_MAX: usize = 1023;
+/// What a disk written front to back calls itself: the store's name for image disks.
+const IMAGE_NAME: &str = "image.vmdk";
 const NO_PARENT: u32 = 0xffff_ffff;
 
 /// What went wrong with which disk.
@@ -58,13 +66,21 @@ pub enum VmdkError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The parent's path cannot be written into a child.
+    /// A path that cannot be written into a disk.
     #[error(
         "the path {path} cannot stand in a VMDK: it has a quote, a line end or more than {HINT_MAX} bytes, or is not UTF-8"
     )]
     Path {
-        /// The parent.
+        /// The path.
         path: PathBuf,
+    },
+    /// A disk could not be written out in another form.
+    #[error("cannot write the disk {path} out")]
+    Export {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A new volume could not be formatted.
     #[error("cannot format the disk {path}")]
@@ -83,6 +99,16 @@ struct Header {
     directory: u64,
     /// Sectors before the first grain.
     overhead: u64,
+    form: Form,
+}
+
+/// The two kinds of disk.
+#[derive(Clone, Copy)]
+enum Form {
+    /// `monolithicSparse`, version 1.
+    Sparse,
+    /// `streamOptimized`, version 3: compressed grains, with markers between them.
+    Stream,
 }
 
 impl Header {
@@ -94,9 +120,14 @@ impl Header {
             at += field.len();
         };
         put(&MAGIC.to_le_bytes());
-        put(&1u32.to_le_bytes());
-        // Bit 0: line ends can be checked. Bit 1: the redundant directory is in use.
-        put(&3u32.to_le_bytes());
+        // Bit 0: line ends can be checked. Bit 1: the redundant directory is in use. Bits 16 and 17:
+        // compressed grains, markers.
+        let (version, flags, compression) = match self.form {
+            Form::Sparse => (1u32, 0x3u32, 0u16),
+            Form::Stream => (3, 0x3_0001, 1),
+        };
+        put(&version.to_le_bytes());
+        put(&flags.to_le_bytes());
         put(&self.capacity.to_le_bytes());
         put(&GRAIN_SECTORS.to_le_bytes());
         put(&1u64.to_le_bytes());
@@ -107,15 +138,19 @@ impl Header {
         put(&self.overhead.to_le_bytes());
         put(&[0]);
         put(b"\n \r\n");
+        put(&compression.to_le_bytes());
         bytes
     }
 }
 
 /// The descriptor's text.
 struct Descriptor<'a> {
+    /// The disk's own file name.
+    file: &'a str,
     capacity: u64,
     cid: u32,
     parent: Option<(u32, &'a str)>,
+    form: Form,
 }
 
 impl Descriptor<'_> {
@@ -124,16 +159,19 @@ impl Descriptor<'_> {
             Some((cid, path)) => (cid, format!("parentFileNameHint=\"{path}\"\n")),
             None => (NO_PARENT, String::new()),
         };
+        let kind = match self.form {
+            Form::Sparse => "monolithicSparse",
+            Form::Stream => "streamOptimized",
+        };
         let cylinders = (self.capacity / (255 * 63)).clamp(1, 65_535);
-        // The extent's name is fixed: the file is its own extent whatever it is called.
         format!(
             "# Disk DescriptorFile\nversion=1\nCID={:08x}\nparentCID={parent_cid:08x}\n\
-             createType=\"monolithicSparse\"\n{hint}\n\
-             # Extent description\nRW {} SPARSE \"disk.vmdk\"\n\n\
+             createType=\"{kind}\"\n{hint}\n\
+             # Extent description\nRW {} SPARSE \"{}\"\n\n\
              # The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"7\"\n\
              ddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"255\"\n\
              ddb.geometry.sectors = \"63\"\nddb.adapterType = \"lsilogic\"\n",
-            self.cid, self.capacity,
+            self.cid, self.capacity, self.file,
         )
         .into_bytes()
     }
@@ -271,9 +309,11 @@ impl Disk for SparseDisk {
             }
         }
         let descriptor = Descriptor {
+            file: IMAGE_NAME,
             capacity,
             cid: self.cid,
             parent: None,
+            form: Form::Sparse,
         };
         self.file.write_all_at(&header.encode(), 0)?;
         self.file.write_all_at(&descriptor.encode(), SECTOR)?;
@@ -323,6 +363,7 @@ impl Layout {
             redundant_directory: self.redundant(),
             directory: self.main(),
             overhead,
+            form: Form::Sparse,
         }
     }
 }
@@ -395,17 +436,17 @@ pub fn create_child(parent: &Path, path: &Path) -> Result<(), VmdkError> {
         path: parent.to_owned(),
         source,
     })?;
-    let hint = hint
-        .to_str()
-        .filter(|text| text.len() <= HINT_MAX && !text.contains(['"', '\n', '\r']))
-        .ok_or_else(|| VmdkError::Path { path: hint.clone() })?;
+    let hint = quotable(&hint)?;
+    let name = quotable(Path::new(path.file_name().unwrap_or_default()))?;
     let Info { size, cid } = info(parent)?;
     new_file(path)
         .and_then(|file| {
             let descriptor = Descriptor {
+                file: name,
                 capacity: size / SECTOR,
                 cid: fresh_cid()?,
                 parent: Some((cid, hint)),
+                form: Form::Sparse,
             };
             create_empty(&file, &descriptor)
         })
@@ -439,9 +480,10 @@ pub fn create_scratch(size: u64, label: Label, path: &Path) -> Result<(), VmdkEr
         return Err(formatted(Ext4Error::Size(size)));
     }
     let size = size / GRAIN * GRAIN;
+    let name = quotable(Path::new(path.file_name().unwrap_or_default()))?;
     let file = new_file(path).map_err(failed)?;
     let write = || {
-        let disk = GrowingDisk::new(file, size / SECTOR).map_err(Ext4Error::Write)?;
+        let disk = GrowingDisk::new(file, name, size / SECTOR).map_err(Ext4Error::Write)?;
         let writer = ext4::Writer::new(disk, ext4::Size::Fixed(size))?;
         writer.finish(&Tree::new(1), &Identity { uuid, label })
     };
@@ -449,6 +491,15 @@ pub fn create_scratch(size: u64, label: Label, path: &Path) -> Result<(), VmdkEr
         let _ = std::fs::remove_file(path);
         formatted(source)
     })
+}
+
+/// `path` as a text that can stand in quotes.
+fn quotable(path: &Path) -> Result<&str, VmdkError> {
+    path.to_str()
+        .filter(|text| text.len() <= HINT_MAX && !text.contains(['"', '\n', '\r']))
+        .ok_or_else(|| VmdkError::Path {
+            path: path.to_owned(),
+        })
 }
 
 fn new_file(path: &Path) -> io::Result<File> {
@@ -466,11 +517,13 @@ struct GrowingDisk {
 }
 
 impl GrowingDisk {
-    fn new(file: File, capacity: u64) -> io::Result<Self> {
+    fn new(file: File, name: &str, capacity: u64) -> io::Result<Self> {
         let descriptor = Descriptor {
+            file: name,
             capacity,
             cid: fresh_cid()?,
             parent: None,
+            form: Form::Sparse,
         };
         let layout = create_empty(&file, &descriptor)?;
         let mut inner = SparseDisk::new(file);

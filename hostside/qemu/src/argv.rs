@@ -36,6 +36,27 @@ pub const CONSOLE_RING: usize = 256 << 10;
 /// * `panic=-1`: a panic that pvpanic did not report ends in a reset at once.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 
+/// The serial port that is a [`ChannelKind::Serial`] channel. UEFI firmware takes what arrives on
+/// COM1 and COM2 for a keyboard, and the first word of a host opens its setup menu: there it is COM4,
+/// which the firmware does not know and which shares its interrupt with no port that exists.
+fn serial_port(spec: &MachineSpec) -> u8 {
+    match spec.boot {
+        Boot::Iso {
+            firmware: Firmware::Uefi,
+            ..
+        } => 3,
+        _ => 1,
+    }
+}
+
+/// What tether is told of its channel.
+fn guest_word(spec: &MachineSpec) -> String {
+    match (spec.channel, serial_port(spec)) {
+        (ChannelKind::Serial, port) if port != 1 => format!("serial:ttyS{port}"),
+        (channel, _) => channel.guest_word(),
+    }
+}
+
 /// What the driver has ready for the machine.
 #[derive(Debug, Clone)]
 pub struct Prepared<'a> {
@@ -47,6 +68,10 @@ pub struct Prepared<'a> {
     pub qmp_fd: i32,
     /// The channel's carrier.
     pub channel: Wire,
+    /// Slots for disks that come while it runs.
+    pub hot_plug_slots: u8,
+    /// The speed of the time-stamp counter, if the guest has to be told.
+    pub tsc_khz: Option<u64>,
     /// UEFI's code, if the machine boots by it.
     pub uefi_code: Option<PathBuf>,
 }
@@ -103,10 +128,7 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
     args.pair("-fw_cfg", format!("name=opt/tether/key,file={KEY_FILE}"));
     args.pair(
         "-fw_cfg",
-        format!(
-            "name=opt/tether/channel,string={}",
-            spec.channel.guest_word()
-        ),
+        format!("name=opt/tether/channel,string={}", guest_word(spec)),
     );
     if spec.hardware == Hardware::Virtio {
         args.pair("-object", "rng-builtin,id=entropy");
@@ -117,14 +139,28 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
         );
     }
     args.channel(spec, &prepared.channel);
-    if spec.hardware == Hardware::Vmware && !spec.disks.is_empty() {
-        args.pair("-device", "pvscsi,id=scsi");
+    match spec.hardware {
+        // Disks come and go on the controller, so it is always there.
+        Hardware::Vmware => args.pair("-device", "pvscsi,id=scsi"),
+        // A PCI Express root complex takes nothing while it runs; its ports do.
+        Hardware::Virtio => {
+            for slot in 0..prepared.hot_plug_slots.min(HOT_PLUG_MOST) {
+                args.pair(
+                    "-device",
+                    format!(
+                        "pcie-root-port,id={},chassis={},addr=1e.{slot},multifunction=on",
+                        slot_name(slot),
+                        slot + 1
+                    ),
+                );
+            }
+        }
     }
     for disk in &spec.disks {
         for node in nodes(disk) {
             args.pair("-blockdev", node.to_string());
         }
-        args.pair("-device", device(spec.hardware, disk).to_string());
+        args.pair("-device", device(spec.hardware, disk, None).to_string());
     }
     for (index, nic) in spec.nics.iter().enumerate() {
         args.nic(spec.hardware, index, nic);
@@ -204,7 +240,14 @@ impl Arguments {
                     format!("socket,id=channel,fd={fd},server=on,wait=off"),
                 );
                 if spec.channel == ChannelKind::Serial {
-                    self.pair("-device", "isa-serial,id=serial1,chardev=channel");
+                    let port = match serial_port(spec) {
+                        1 => String::new(),
+                        port => format!(",index={port}"),
+                    };
+                    self.pair(
+                        "-device",
+                        format!("isa-serial,id=serial1,chardev=channel{port}"),
+                    );
                 } else {
                     self.pair("-device", "virtio-serial-pci,id=ports,max_ports=4");
                     self.pair(
@@ -267,8 +310,11 @@ impl Arguments {
             } => {
                 self.pair("-kernel", kernel);
                 self.pair("-initrd", initramfs);
-                let word = prepared.spec.channel.guest_word();
+                let word = guest_word(prepared.spec);
                 let mut line = format!("{KERNEL_ARGUMENTS} tether.channel={word}");
+                if let Some(khz) = prepared.tsc_khz {
+                    line.push_str(&format!(" tsc_early_khz={khz}"));
+                }
                 if !append.trim().is_empty() {
                     line.push(' ');
                     line.push_str(append.trim());
@@ -347,18 +393,31 @@ pub fn nodes(disk: &DiskSpec) -> Vec<Value> {
     ]
 }
 
+/// Most hot-plug slots: the functions of one PCI device.
+pub const HOT_PLUG_MOST: u8 = 8;
+
+/// The name of a hot-plug slot in QEMU.
+pub fn slot_name(slot: u8) -> String {
+    format!("slot{slot}")
+}
+
 /// The device that shows a disk to the guest, as `-device` and `device_add`
-/// take it.
-pub fn device(hardware: Hardware, disk: &DiskSpec) -> Value {
+/// take it; before the machine starts a virtio disk needs no `slot`.
+pub fn device(hardware: Hardware, disk: &DiskSpec, slot: Option<u8>) -> Value {
     let name = disk_name(&disk.serial);
-    match hardware {
-        Hardware::Virtio => json!({
-            "driver": "virtio-blk-pci", "id": name, "drive": name, "serial": disk.serial.as_str(),
-        }),
-        Hardware::Vmware => json!({
-            "driver": "scsi-hd", "bus": "scsi.0", "id": name, "drive": name, "serial": disk.serial.as_str(),
-        }),
+    let mut device = match hardware {
+        Hardware::Virtio => json!({"driver": "virtio-blk-pci"}),
+        Hardware::Vmware => json!({"driver": "scsi-hd", "bus": "scsi.0"}),
+    };
+    device["id"] = name.clone().into();
+    device["drive"] = name.into();
+    device["serial"] = disk.serial.as_str().into();
+    if let Some(slot) = slot {
+        device["bus"] = slot_name(slot).into();
+        // A port's guest looks at its first device only.
+        device["addr"] = "0".into();
     }
+    device
 }
 
 /// A file name in JSON. QEMU takes UTF-8 only; the driver refuses other names

@@ -81,14 +81,14 @@ impl Record {
     }
 }
 
-/// Whether a directory of this name is machine `id`'s, now or while it is
-/// made or removed.
-pub fn is_name_of(name: &str, id: &MachineId) -> bool {
+/// The machine whose directory has this name, now or while it is made or
+/// removed.
+pub fn machine_of(name: &str) -> Option<MachineId> {
     let name = name
         .strip_prefix(NEW)
         .or_else(|| name.strip_prefix(GONE))
         .unwrap_or(name);
-    name == id.to_string()
+    name.parse().ok()
 }
 
 /// A machine's directory, by its path and held open, so that sockets in it

@@ -19,6 +19,8 @@ use crate::accel::Accelerator;
 use crate::directory::{self, Directory, Record};
 use crate::machine::{Machine, absolute, check_metadata, resolve};
 use crate::process;
+use crate::tsc::Measurement;
+use crate::vsock::VsockCarrier;
 
 const DRIVER: &str = "qemu";
 
@@ -29,6 +31,11 @@ pub struct Options {
     pub program: PathBuf,
     /// How guest instructions run.
     pub accelerator: Accelerator,
+    /// What carries channels by vsock.
+    pub vsock: VsockCarrier,
+    /// Slots of a machine with virtio hardware for disks that come while it
+    /// runs, at most 8. Each costs a boot some 10 ms under emulation.
+    pub hot_plug_slots: u8,
     /// UEFI's code and the template of its variables.
     pub uefi: (PathBuf, PathBuf),
 }
@@ -39,6 +46,8 @@ impl Default for Options {
         Self {
             program: "qemu-system-x86_64".into(),
             accelerator: Accelerator::Tcg,
+            vsock: VsockCarrier::detect(None),
+            hot_plug_slots: 0,
             uefi: (
                 "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
                 "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
@@ -52,6 +61,7 @@ impl Default for Options {
 pub struct Qemu {
     machines_directory: PathBuf,
     options: Arc<Options>,
+    tsc: Measurement,
     events: EventSender,
     machines: Mutex<BTreeMap<MachineId, Arc<Machine>>>,
     /// What opening repaired, for the first `reconcile`.
@@ -122,6 +132,7 @@ impl Qemu {
         let driver = Self {
             machines_directory,
             options: Arc::new(options),
+            tsc: Measurement::begin(),
             events: EventSender::default(),
             machines: Mutex::default(),
             repairs: Mutex::default(),
@@ -134,14 +145,11 @@ impl Qemu {
     /// Takes over what is there.
     async fn adopt(&self) -> std::result::Result<(), Cause> {
         let listing = directory::list(&self.machines_directory)?;
-        let mut processes: BTreeMap<MachineId, process::Process> = self
+        let mut processes: BTreeMap<(MachineId, process::Role), process::Process> = self
             .processes()?
             .into_iter()
-            .filter(|found| {
-                !found.removed
-                    && found.directory == self.machines_directory.join(found.id.to_string())
-            })
-            .map(|found| (found.id, found.process))
+            .filter(|found| !found.removed && found.directory == self.home(&found.id))
+            .map(|found| ((found.id, found.role), found.process))
             .collect();
         let mut adopted = Vec::new();
         for (id, path) in listing.machines {
@@ -149,13 +157,19 @@ impl Qemu {
                 Directory::open(path).and_then(|directory| Ok((directory.read()?, directory)));
             match read {
                 Ok((record, directory)) => {
-                    let machine =
-                        Machine::new(directory, record, self.options.clone(), self.events.clone());
+                    let machine = Machine::new(
+                        directory,
+                        record,
+                        self.options.clone(),
+                        self.tsc,
+                        self.events.clone(),
+                    );
                     self.machines().insert(id, machine.clone());
-                    let process = processes.remove(&id);
-                    adopted.push(tokio::spawn(
-                        async move { (id, machine.adopt(process).await) },
-                    ));
+                    let qemu = processes.remove(&(id, process::Role::Qemu));
+                    let vsock = processes.remove(&(id, process::Role::Vsock));
+                    adopted.push(tokio::spawn(async move {
+                        (id, machine.adopt(qemu, vsock).await)
+                    }));
                 }
                 Err(error) => self.repaired(
                     id,
@@ -169,6 +183,11 @@ impl Qemu {
             }
         }
         Ok(())
+    }
+
+    /// Where a whole machine is.
+    fn home(&self, id: &MachineId) -> PathBuf {
+        self.machines_directory.join(id.to_string())
     }
 
     fn processes(&self) -> std::result::Result<Vec<process::Found>, Cause> {
@@ -224,10 +243,11 @@ impl Qemu {
     ) -> std::result::Result<(), Cause> {
         spec.check()?;
         check_metadata(&metadata)?;
-        if spec.channel == ChannelKind::Vsock {
+        if spec.channel == ChannelKind::Vsock && self.options.vsock == VsockCarrier::None {
             return Err(unsupported(
                 "carry a channel by vsock",
-                "it is not there yet; choose virtio or serial",
+                "this host has no /dev/vhost-vsock and no vhost-device-vsock is installed; \
+                 choose virtio or serial",
             ));
         }
         if spec
@@ -255,7 +275,13 @@ impl Qemu {
         let id = spec.id;
         let record = Record::new(spec, metadata);
         let directory = Directory::create(&self.machines_directory, &record, &key)?;
-        let machine = Machine::new(directory, record, self.options.clone(), self.events.clone());
+        let machine = Machine::new(
+            directory,
+            record,
+            self.options.clone(),
+            self.tsc,
+            self.events.clone(),
+        );
         self.machines().insert(id, machine);
         self.events.send(id, Notice::Created);
         Ok(())
@@ -264,13 +290,10 @@ impl Qemu {
     async fn reconcile_here(&self) -> std::result::Result<Vec<Repair>, Cause> {
         // Ended before anything is removed, for they are known by where they run.
         for found in self.processes()? {
-            let whole = !found.removed
-                && found.directory == self.machines_directory.join(found.id.to_string());
-            let known = whole && self.machines().contains_key(&found.id);
-            let unreadable = whole && !known;
-            if !known && !unreadable {
+            // Left alone: a machine that is known, and one whose record cannot be read.
+            if found.removed || found.directory != self.home(&found.id) {
                 found.process.kill().await;
-                self.repaired(found.id, "ended a QEMU whose machine was gone".into());
+                self.repaired(found.id, "ended a process whose machine was gone".into());
             }
         }
         for (id, path) in directory::list(&self.machines_directory)?.leftovers {
@@ -318,14 +341,18 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let mut channels = vec![ChannelKind::Virtio, ChannelKind::Serial];
+        if self.options.vsock != VsockCarrier::None {
+            channels.insert(1, ChannelKind::Vsock);
+        }
         Capabilities {
             fork: false,
             cpu_hot_add: false,
             memory_hot_add: false,
             balloon: true,
-            disk_hot_plug: true,
+            disk_hot_plug: self.options.hot_plug_slots > 0,
             hardware: vec![Hardware::Virtio, Hardware::Vmware],
-            channels: vec![ChannelKind::Virtio, ChannelKind::Serial],
+            channels,
             user_network: true,
             port_groups: false,
             accelerated: self.options.accelerator == Accelerator::Kvm,
@@ -444,7 +471,9 @@ impl Hypervisor for Qemu {
     }
 
     async fn connect_channel(&self, id: &MachineId) -> Result<Channel> {
-        self.on(id, |machine| async move { machine.connect_channel().await })
+        // Not to its end at any price: a connection nobody waits for is in the way.
+        let connect = async { self.machine(id)?.connect_channel().await };
+        connect
             .await
             .map_err(|source| Error::ConnectChannel { id: *id, source })
     }

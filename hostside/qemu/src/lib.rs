@@ -24,6 +24,7 @@
 
 mod accel;
 pub mod argv;
+mod channel;
 mod console;
 mod directory;
 mod driver;
@@ -33,6 +34,9 @@ mod process;
 pub mod qmp;
 mod statistics;
 mod sys;
+mod tsc;
+mod vsock;
 
-pub use accel::Accelerator;
+pub use accel::{Acceleration, Accelerator, AcceleratorChoice, NoKvm, Probe};
 pub use driver::{Options, Qemu};
+pub use vsock::VsockCarrier;

@@ -39,19 +39,29 @@ pub fn vanished_cause(log: &str, ending: &str) -> StopCause {
     }
 }
 
-/// The last thing QEMU said that is no trace.
+/// The last thing QEMU said that is no trace: its last message, which begins
+/// with the time (`-msg timestamp=on`) and may go on for some lines.
 pub fn last_words(log: &str) -> Option<String> {
-    let words = log
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty() && !is_trace(line))?;
-    // With its time (`-msg timestamp=on`) and name in front.
-    let words = match words.split_once(' ') {
-        Some((time, rest)) if time.len() >= 20 && time.ends_with('Z') => rest,
-        _ => words,
-    };
-    let words = words.strip_prefix("qemu-system-x86_64: ").unwrap_or(words);
-    Some(words.chars().take(500).collect())
+    let mut words: Vec<&str> = Vec::new();
+    for line in log.lines().rev().filter(|line| !is_trace(line)).take(4) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        match line.split_once(' ') {
+            Some((time, message)) if time.len() >= 20 && time.ends_with('Z') => {
+                words.push(
+                    message
+                        .strip_prefix("qemu-system-x86_64: ")
+                        .unwrap_or(message),
+                );
+                break;
+            }
+            _ => words.push(line),
+        }
+    }
+    words.reverse();
+    let words = words.join("; ");
+    (!words.is_empty()).then(|| words.chars().take(500).collect())
 }
 
 /// `PID@SECONDS.MICROSECONDS:name ...`
@@ -130,11 +140,26 @@ mod tests {
                 failed("QEMU is gone: terminating on signal 15 from pid 9 (sh)"),
             ),
             (String::new(), failed("QEMU is gone")),
-            ("\u{fffd}@:\n@\n1@2\n".into(), failed("QEMU is gone: 1@2")),
+            (
+                "\u{fffd}@:\n@\n1@2\n".into(),
+                failed("QEMU is gone: \u{fffd}@:; @; 1@2"),
+            ),
         ];
         for (log, expected) in cases {
             assert_eq!(vanished_cause(&log, "is gone"), expected, "{log}");
         }
+    }
+
+    #[test]
+    fn a_message_of_several_lines_is_told_whole() {
+        let log = "2026-11-23T15:00:00.123456Z qemu-system-x86_64: warning: before\n\
+                   2026-11-23T15:00:00.123456Z qemu-system-x86_64: -blockdev x: Failed to get \"write\" lock\n\
+                   Is another process using the image [x]?\n";
+        assert_eq!(
+            last_words(&format!("{START}{log}{OFF}")).unwrap(),
+            "-blockdev x: Failed to get \"write\" lock; Is another process using the image [x]?"
+        );
+        assert_eq!(last_words(START), None);
     }
 
     #[test]

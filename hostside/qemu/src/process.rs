@@ -1,10 +1,10 @@
 //! QEMU processes: started to outlive this one, found again by the next.
 //!
 //! A machine's QEMU is the process whose working directory is the machine's
-//! and whose arguments have the machine's identity. That is true from its
-//! first instruction to its last, needs no file that could be stale, and no
-//! other process can have it by a number used again. Once found it is held by
-//! a pidfd.
+//! and whose arguments have the machine's identity; its vsock daemon is the
+//! one there with the daemon's name. That is true from the first instruction
+//! to the last, needs no file that could be stale, and no other process can
+//! have it by a number used again. Once found it is held by a pidfd.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -120,11 +120,22 @@ impl Process {
     }
 }
 
+/// What a process is to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Its QEMU.
+    Qemu,
+    /// Its vsock daemon.
+    Vsock,
+}
+
 /// A process found to belong to a machine.
 #[derive(Debug)]
 pub struct Found {
     /// The machine, by the process's arguments and working directory.
     pub id: MachineId,
+    /// What it is to the machine.
+    pub role: Role,
     /// The process.
     pub process: Process,
     /// The directory it runs in, as it is called now.
@@ -166,34 +177,43 @@ pub fn find(machines: &Path) -> io::Result<Vec<Found>> {
         let Some(pid) = Pid::from_raw(pid) else {
             continue;
         };
-        // Hold it first, look at it then: what is looked at is what is held.
+        // Hold it first, then look again: what is looked at is what is held.
         let Ok(process) = Process::open(pid) else {
             continue;
         };
         let Ok(cmdline) = std::fs::read(entry.path().join("cmdline")) else {
             continue;
         };
-        let Some(id) = identity(&cmdline) else {
+        if std::fs::read_link(entry.path().join("cwd")).ok().as_ref() != Some(&cwd) {
+            continue;
+        }
+        let Some(id) = crate::directory::machine_of(name) else {
             continue;
         };
-        let own_name = crate::directory::is_name_of(name, &id);
-        if own_name {
-            found.push(Found {
-                id,
-                process,
-                directory: machines.join(name),
-                removed,
-            });
-        }
+        let Some(role) = role(&cmdline, &id) else {
+            continue;
+        };
+        found.push(Found {
+            id,
+            role,
+            process,
+            directory: machines.join(name),
+            removed,
+        });
     }
     Ok(found)
 }
 
-/// The machine a command line is for: the argument after `-uuid`.
-fn identity(cmdline: &[u8]) -> Option<MachineId> {
+/// What the process with this command line is to the machine in whose
+/// directory it runs; nothing, if it is someone's shell.
+fn role(cmdline: &[u8], id: &MachineId) -> Option<Role> {
     let mut arguments = cmdline.split(|b| *b == 0);
+    let program = arguments.next()?;
+    if program.rsplit(|b| *b == b'/').next() == Some(crate::vsock::DAEMON.as_bytes()) {
+        return Some(Role::Vsock);
+    }
     arguments.find(|argument| *argument == b"-uuid")?;
-    std::str::from_utf8(arguments.next()?).ok()?.parse().ok()
+    (arguments.next()? == id.to_string().as_bytes()).then_some(Role::Qemu)
 }
 
 #[cfg(test)]
@@ -201,12 +221,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_line_names_its_machine() {
-        let id = "00112233-4455-6677-8899-aabbccddeeff";
-        let line = format!("qemu-system-x86_64\0-name\0guest=a\0-uuid\0{id}\0-m\0");
-        assert_eq!(identity(line.as_bytes()), Some(id.parse().unwrap()));
-        for other in ["", "bash\0", "qemu\0-uuid\0", "qemu\0-uuid\0nonsense\0"] {
-            assert_eq!(identity(other.as_bytes()), None, "{other:?}");
+    fn a_command_line_tells_what_a_process_is_to_its_machine() {
+        let text = "00112233-4455-6677-8899-aabbccddeeff";
+        let id = text.parse().unwrap();
+        let other = MachineId::from_bytes([1; 16]);
+        let line = format!("qemu-system-x86_64\0-name\0guest=a\0-uuid\0{text}\0-m\0");
+        assert_eq!(role(line.as_bytes(), &id), Some(Role::Qemu));
+        assert_eq!(role(line.as_bytes(), &other), None);
+        assert_eq!(
+            role(b"/usr/bin/vhost-device-vsock\0--socket\0", &id),
+            Some(Role::Vsock)
+        );
+        for stranger in ["", "bash\0", "qemu\0-uuid\0", "vi\0vhost-device-vsock\0"] {
+            assert_eq!(role(stranger.as_bytes(), &id), None, "{stranger:?}");
         }
     }
 
@@ -232,15 +259,6 @@ mod tests {
     async fn a_killed_child_says_by_what() {
         let directory = tempfile::tempdir().unwrap();
         let log = File::create(directory.path().join("log")).unwrap();
-        let arguments = ["-c".into(), "read line".into()];
-        let process = Process::spawn(
-            Path::new("/bin/cat"),
-            &arguments[2..],
-            directory.path(),
-            &log,
-            &[],
-        );
-        drop(process);
         let process = Process::spawn(
             Path::new("/bin/sleep"),
             &["1000".into()],

@@ -6,8 +6,8 @@
 mod machines;
 
 use hypervisor::{
-    Cause, ChannelKey, Error, Hypervisor, Metadata, MetadataChange, Next, Notice, PowerOff,
-    PowerState, StopCause,
+    Cause, ChannelKey, DiskAccess, DiskFormat, DiskSerial, DiskSource, DiskSpec, Error, Hardware,
+    Hypervisor, Metadata, MetadataChange, Next, Notice, PowerOff, PowerState, StopCause,
 };
 use machines::{Vch, guest};
 
@@ -266,5 +266,83 @@ async fn leftovers_of_a_killed_controller_are_removed() {
         second.reconcile().await.unwrap().is_empty(),
         "repaired twice"
     );
+    vch.assert_empty();
+}
+
+#[tokio::test]
+async fn disks_come_and_go_and_are_shared_as_they_may() {
+    let Some(vch) = Vch::new() else { return };
+    let driver = vch.open().await;
+    let raw = |name: &str, access| DiskSpec {
+        source: DiskSource::File(vch.file(name, 1 << 20)),
+        format: DiskFormat::Raw,
+        access,
+        serial: DiskSerial::new(name).unwrap(),
+    };
+    let mut machines = Vec::new();
+    for hardware in [Hardware::Vmware, Hardware::Virtio] {
+        let mut spec = vch.spec(guest::IDLE);
+        spec.hardware = hardware;
+        spec.disks = vec![raw("image", DiskAccess::ReadOnly)];
+        let id = driver
+            .create(spec, ChannelKey::from_bytes([7; 32]), Metadata::new())
+            .await
+            .unwrap();
+        driver.power_on(&id).await.unwrap();
+        machines.push(id);
+    }
+    let [vmware, virtio] = machines[..] else {
+        unreachable!()
+    };
+    // The image is both's; a volume is one's.
+    let volume = raw("volume", DiskAccess::ReadWrite);
+    driver.attach_disk(&vmware, volume.clone()).await.unwrap();
+    assert!(matches!(
+        driver
+            .attach_disk(&vmware, volume.clone())
+            .await
+            .unwrap_err()
+            .cause(),
+        Cause::AlreadyExists { .. }
+    ));
+    let error = driver
+        .attach_disk(&virtio, volume.clone())
+        .await
+        .unwrap_err();
+    let said = std::error::Error::source(error.cause())
+        .unwrap()
+        .to_string();
+    assert!(said.contains("lock"), "{said}");
+    assert_eq!(driver.inspect(&virtio).await.unwrap().spec.disks.len(), 1);
+    let serials: Vec<_> = driver
+        .statistics(&vmware)
+        .await
+        .unwrap()
+        .disks
+        .into_iter()
+        .map(|disk| disk.serial)
+        .collect();
+    assert_eq!(
+        serials,
+        [DiskSerial::new("image").unwrap(), volume.serial.clone()]
+    );
+    driver.detach_disk(&vmware, &volume.serial).await.unwrap();
+    driver.attach_disk(&virtio, volume.clone()).await.unwrap();
+    // There is one slot.
+    let error = driver
+        .attach_disk(&virtio, raw("other", DiskAccess::ReadWrite))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error.cause(), Cause::Unsupported { .. }),
+        "{error:?}"
+    );
+    // What was attached while it ran is there when it starts again.
+    driver.power_off(&virtio, PowerOff::Cut).await.unwrap();
+    driver.power_on(&virtio).await.unwrap();
+    assert_eq!(driver.statistics(&virtio).await.unwrap().disks.len(), 2);
+    for id in machines {
+        driver.destroy(&id).await.unwrap();
+    }
     vch.assert_empty();
 }

@@ -23,6 +23,8 @@ pub struct Contents<D> {
     /// What is left of the stretch `next` is in.
     stretch_end: u64,
     limit: u64,
+    /// How many blocks were handed out.
+    handed: u64,
 }
 
 /// A file's contents as they are written; see [`Contents::file`].
@@ -44,6 +46,7 @@ impl<D: Disk> Contents<D> {
             next,
             stretch_end,
             limit,
+            handed: 0,
         }
     }
 
@@ -154,12 +157,18 @@ impl<D: Disk> Contents<D> {
                 io::ErrorKind::StorageFull,
                 format!(
                     "the contents do not fit into a disk of {} MiB",
-                    self.limit * BLOCK >> 20
+                    (self.limit * BLOCK) >> 20
                 ),
             ));
         }
         self.next += blocks;
+        self.handed += blocks;
         Ok((physical, blocks))
+    }
+
+    /// How much of the disk is behind what was handed out, in bytes.
+    pub fn taken(&self) -> u64 {
+        self.handed * BLOCK
     }
 
     /// One block past the last one handed out.

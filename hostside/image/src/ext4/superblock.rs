@@ -168,15 +168,20 @@ pub(super) fn journal(identity: &Identity, blocks: u64) -> [u8; BLOCK as usize] 
 /// How many blocks the journal of a filesystem of `blocks` blocks has, as `mke2fs` chooses; 0 for one
 /// too small to have any.
 pub(super) fn journal_blocks(blocks: u64) -> u64 {
-    match blocks {
-        ..2048 => 0,
-        ..32_768 => 1024,
-        ..262_144 => 4096,
-        ..524_288 => 8192,
-        ..4_194_304 => 16_384,
-        ..8_388_608 => 32_768,
-        ..16_777_216 => 65_536,
-        ..33_554_432 => 131_072,
-        _ => 262_144,
-    }
+    // Below how many blocks of the filesystem how many of the journal.
+    const STEPS: [(u64, u64); 9] = [
+        (2048, 0),
+        (32_768, 1024),
+        (262_144, 4096),
+        (524_288, 8192),
+        (4_194_304, 16_384),
+        (8_388_608, 32_768),
+        (16_777_216, 65_536),
+        (33_554_432, 131_072),
+        (u64::MAX, 262_144),
+    ];
+    STEPS
+        .iter()
+        .find(|(below, _)| blocks < *below)
+        .map_or(0, |(_, journal)| *journal)
 }

@@ -79,6 +79,11 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     })
 }
 
+/// Whether there is room for those of `xattrs` that [`is_kept`].
+pub fn fit(xattrs: &Xattrs) -> bool {
+    xattrs.is_empty() || encode(xattrs).is_ok()
+}
+
 /// Encodes those of `xattrs` that [`is_kept`].
 pub(super) fn encode(xattrs: &Xattrs) -> Result<Encoded, TooLarge> {
     let mut inside: Vec<Attribute> = Vec::new();

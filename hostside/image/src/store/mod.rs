@@ -16,11 +16,14 @@
 //! or not at all. Whatever is in `partial` without its lock being held was left behind by an importer that
 //! died, and the next import removes it. All waiting is for locks; all calls block.
 
+mod error;
+mod files;
 mod lock;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -28,76 +31,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::import::{ImportError, Opened, Options};
+use crate::import::{Opened, Options};
 use crate::progress::Progress;
-use crate::reference::{Name, ReferenceError, Source};
-use crate::vmdk::{self, VmdkError};
+use crate::reference::{Name, Source};
+use crate::vmdk;
+pub use error::StoreError;
+use error::failed;
+use files::{names_in, read_json, sync_directory, to_json, write_synced};
 use lock::{Lock, Mode};
 
 const DISK: &str = "image.vmdk";
 const CONFIG: &str = "config.json";
 const METADATA: &str = "metadata.json";
 const VERSION: u32 = 1;
-
-/// What went wrong with the store or in it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A file or directory of the store could not be used.
-    #[error("cannot {action} {path}")]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// A file of the store is damaged.
-    #[error("{path} is damaged: remove the image and import it again")]
-    Damaged {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
-    /// The image could not be imported.
-    #[error(transparent)]
-    Import(#[from] ImportError),
-    /// The name is none.
-    #[error(transparent)]
-    Reference(#[from] ReferenceError),
-    /// No such image.
-    #[error("there is no image `{0}` in the store; import one, or see the list of those there are")]
-    NotFound(String),
-    /// The start of more than one id.
-    #[error("`{0}` is the start of several image ids: give more of it")]
-    AmbiguousId(String),
-    /// It has names, so that it is not removed by id.
-    #[error("the image {id} has the names {names}: remove those, or force it")]
-    Named {
-        /// Which.
-        id: Digest,
-        /// Its names.
-        names: String,
-    },
-    /// It is in use.
-    #[error("the image {id} is in use by {users}")]
-    InUse {
-        /// Which.
-        id: Digest,
-        /// By whom.
-        users: String,
-    },
-    /// The name of a user of an image that cannot be a file's.
-    #[error("`{0}` cannot be the name of an image's user: it must be a file name")]
-    User(String),
-    /// A name with a digest cannot be given to an image.
-    #[error("`{0}` has a digest: an image can only be given a name with a tag")]
-    Digested(Name),
-    /// A disk.
-    #[error(transparent)]
-    Disk(#[from] VmdkError),
-}
 
 /// What the store knows of an image besides its configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,15 +106,6 @@ pub struct Lease {
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::File {
-        action,
-        path,
-        source,
-    }
 }
 
 impl Store {
@@ -242,7 +179,7 @@ impl Store {
         write_synced(&directory.join("lock"), b"")?;
         write_synced(&directory.join(CONFIG), &built.config)?;
         write_synced(&directory.join(METADATA), &to_json(&metadata))?;
-        let read_only = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o444));
+        let read_only = fs::Permissions::from_mode(0o444);
         fs::set_permissions(&disk, read_only).map_err(failed("protect", &disk))?;
         sync_directory(&directory)?;
 
@@ -395,8 +332,13 @@ impl Store {
         let _changing = self.changing()?;
         self.exists(id)?;
         let mark = self.user(id, user)?;
+        let known = mark.exists();
         write_synced(&mark, b"")?;
-        vmdk::create_child(&self.image(id).join(DISK), path)?;
+        let made = vmdk::create_child(&self.image(id).join(DISK), path);
+        if made.is_err() && !known {
+            fs::remove_file(&mark).map_err(failed("remove", &mark))?;
+        }
+        made?;
         Ok(())
     }
 
@@ -536,7 +478,7 @@ impl Store {
                 .map(|(name, _)| name.clone())
                 .collect(),
             size: metadata.size,
-            stored: std::os::unix::fs::MetadataExt::blocks(&stored) * 512,
+            stored: stored.blocks() * 512,
             files: metadata.files,
             source: metadata.source,
             imported: metadata.imported,
@@ -584,43 +526,4 @@ impl Drop for Partial {
         // What is left is removed by the next import.
         let _ = fs::remove_dir_all(&self.path);
     }
-}
-
-fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
-    text.push(b'\n');
-    text
-}
-
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, StoreError> {
-    let bytes = fs::read(path).map_err(failed("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|source| StoreError::Damaged {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    File::create(path)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .map_err(failed("write", path))
-}
-
-fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("sync", path))
-}
-
-fn names_in(path: &Path) -> Result<Vec<String>, StoreError> {
-    let read = || {
-        fs::read_dir(path)?
-            .map(|entry| Ok(entry?.file_name()))
-            .collect::<io::Result<Vec<_>>>()
-    };
-    let names = read().map_err(failed("list", path))?;
-    Ok(names
-        .into_iter()
-        .filter_map(|name| name.into_string().ok())
-        .collect())
 }

@@ -179,10 +179,14 @@ async fn plug(qmp: &Qmp, hardware: Hardware, disk: &DiskSpec) -> Result<(), Caus
             qmp.execute("blockdev-add", node).await.map_err(refused)?;
             made.push(name);
         }
-        qmp.execute("device_add", argv::device(hardware, disk))
-            .await
-            .map_err(refused)?;
-        Ok(())
+        match hardware {
+            Hardware::Virtio => plug_into_slot(qmp, disk).await,
+            Hardware::Vmware => qmp
+                .execute("device_add", argv::device(hardware, disk, None))
+                .await
+                .map(drop)
+                .map_err(refused),
+        }
     }
     .await;
     if result.is_err() {
@@ -193,6 +197,26 @@ async fn plug(qmp: &Qmp, hardware: Hardware, disk: &DiskSpec) -> Result<(), Caus
         }
     }
     result
+}
+
+/// Plugs a virtio disk into the first slot that takes it.
+async fn plug_into_slot(qmp: &Qmp, disk: &DiskSpec) -> Result<(), Cause> {
+    for slot in 0..argv::HOT_PLUG_MOST {
+        let device = argv::device(Hardware::Virtio, disk, Some(slot));
+        match qmp.execute("device_add", device).await {
+            Ok(_) => return Ok(()),
+            Err(QmpError::Refused { description, .. }) if description.contains("in use by") => {}
+            Err(QmpError::Refused { description, .. }) if description.contains("not found") => {
+                break;
+            }
+            Err(error) => return Err(refused(error)),
+        }
+    }
+    Err(Cause::Unsupported {
+        driver: "qemu",
+        what: "attach another disk while the machine runs".into(),
+        why: "no hot-plug slot is free; attach it while the machine is off".into(),
+    })
 }
 
 /// Whether metadata is small enough to be kept with every change.

@@ -12,6 +12,7 @@ mod watch;
 
 pub(crate) use change::{absolute, check_metadata, resolve};
 
+use std::os::unix::net::UnixStream as StdStream;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use hypervisor::{
@@ -22,12 +23,14 @@ use tokio::net::UnixStream;
 use tokio::sync::{Mutex, broadcast};
 use tokio::task::AbortHandle;
 
+use crate::channel::{Older, Socket};
 use crate::console::Console;
 use crate::directory::{CHANNEL_SOCKET, Directory, Life, Record};
 use crate::driver::Options;
 use crate::process::{Ending, Process};
 use crate::qmp::{Qmp, QmpError, RunState};
-use crate::{log, statistics};
+use crate::tsc::Measurement;
+use crate::{log, statistics, vsock};
 
 /// One machine.
 #[derive(Debug)]
@@ -36,6 +39,7 @@ pub(crate) struct Machine {
     directory: Directory,
     console: Console,
     options: Arc<Options>,
+    tsc: Measurement,
     events: EventSender,
     view: StdMutex<View>,
     state: Mutex<State>,
@@ -47,6 +51,8 @@ pub(crate) struct Machine {
 struct State {
     record: Record,
     body: Body,
+    /// Its vsock daemon, while its channel is carried by one.
+    vsock: Option<Process>,
 }
 
 /// The machine's QEMU.
@@ -68,8 +74,8 @@ struct Running {
     process: Arc<Process>,
     /// Held for its end.
     _watch: AbortOnDrop,
-    /// The socket of the newest channel, to close when a newer one comes.
-    channel: Option<std::os::unix::net::UnixStream>,
+    /// The newest channel, which ends when a newer one comes.
+    channel: Older,
 }
 
 #[derive(Debug)]
@@ -87,6 +93,7 @@ impl Machine {
         directory: Directory,
         record: Record,
         options: Arc<Options>,
+        tsc: Measurement,
         events: EventSender,
     ) -> Arc<Self> {
         let power = match &record.life {
@@ -109,11 +116,13 @@ impl Machine {
             console: Console::new(directory.path()),
             directory,
             options,
+            tsc,
             events,
             view: StdMutex::new(view),
             state: Mutex::new(State {
                 record,
                 body: Body::Off,
+                vsock: None,
             }),
             deleted: broadcast::channel(64).0,
         })
@@ -166,30 +175,62 @@ impl Machine {
     /// A new connection to the channel; an older one ends.
     pub(crate) async fn connect_channel(&self) -> Result<Channel, Cause> {
         let mut state = self.state.lock().await;
-        let State { record, body } = &mut *state;
+        let State {
+            record,
+            body,
+            vsock,
+        } = &mut *state;
         let running = body.running(&self.view().power)?;
+        let in_kernel = vsock.is_none();
         let kind = record.spec.channel;
         let key = self.directory.key()?;
-        if let Some(older) = running.channel.take() {
-            // QEMU serves one client; this one may be gone already.
-            let _ = older.shutdown(std::net::Shutdown::Both);
-        }
-        let path = self.directory.short(CHANNEL_SOCKET);
+        // QEMU serves one client.
+        running.channel.end();
+        // A vsock's guest takes its time to accept, for which nobody else waits.
+        let (name, by_vsock) = match kind {
+            ChannelKind::Virtio | ChannelKind::Serial => (CHANNEL_SOCKET, false),
+            ChannelKind::Vsock => (vsock::HOST_SOCKET, true),
+        };
         let fail = |source| Cause::File {
             what: "cannot connect to",
-            path: self.directory.file(CHANNEL_SOCKET),
+            path: self.directory.file(name),
             source,
         };
-        let stream = std::os::unix::net::UnixStream::connect(path).map_err(fail)?;
-        stream.set_nonblocking(true).map_err(fail)?;
-        running.channel = Some(stream.try_clone().map_err(fail)?);
-        let stream = UnixStream::from_std(stream).map_err(fail)?;
+        let stream = if by_vsock && in_kernel {
+            drop(state);
+            let stream = vsock::connect_kernel(self.id).await.map_err(|source| {
+                Cause::because("the guest does not accept a vsock connection", source)
+            })?;
+            state = self.state.lock().await;
+            stream
+        } else {
+            let stream = StdStream::connect(self.directory.short(name)).map_err(fail)?;
+            if by_vsock {
+                drop(state);
+                let stream = vsock::connect_daemon(stream).await.map_err(|source| {
+                    Cause::because("the guest does not accept a vsock connection", source)
+                })?;
+                state = self.state.lock().await;
+                stream
+            } else {
+                stream.set_nonblocking(true).map_err(fail)?;
+                UnixStream::from_std(stream).map_err(fail)?
+            }
+        };
+        let Body::Running(running) = &mut state.body else {
+            return Err(Cause::WrongState {
+                state: self.view().power,
+            });
+        };
+        let (socket, older) = Socket::new(stream).map_err(fail)?;
+        running.channel.end();
+        running.channel = older;
         let carrier = match kind {
             ChannelKind::Virtio | ChannelKind::Vsock => Carrier::Stream,
             ChannelKind::Serial => Carrier::Serial,
         };
         Ok(Channel {
-            io: Box::new(stream),
+            io: Box::new(socket),
             kind,
             carrier,
             key,
@@ -234,7 +275,7 @@ impl Machine {
     /// What it uses.
     pub(crate) async fn statistics(&self) -> Result<hypervisor::Statistics, Cause> {
         let mut state = self.state.lock().await;
-        let State { record, body } = &mut *state;
+        let State { record, body, .. } = &mut *state;
         let running = body.running(&self.view().power)?;
         let pid = running.process.pid();
         let mut used = statistics::of_process(pid).map_err(|source| {
@@ -242,12 +283,7 @@ impl Machine {
         })?;
         used.memory_given = record.spec.memory.bytes();
         if !record.spec.disks.is_empty() {
-            let arguments = serde_json::json!({"query-nodes": true});
-            let answer = running
-                .qmp
-                .execute("query-blockstats", arguments)
-                .await
-                .map_err(refused)?;
+            let answer = running.qmp.ask("query-blockstats").await.map_err(refused)?;
             used.disks = statistics::of_disks(&answer, &record.spec.disks);
         }
         Ok(used)

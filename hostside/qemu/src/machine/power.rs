@@ -2,8 +2,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::net::{TcpListener, UdpSocket};
-use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, SystemTime};
@@ -13,9 +13,11 @@ use hypervisor::{
 };
 
 use super::*;
+use crate::accel::Accelerator;
 use crate::argv::{self, Prepared, UEFI_VARIABLES, Wire};
 use crate::directory::{LOG, QMP_SOCKET};
 use crate::qmp::EventStream;
+use crate::vsock::VsockCarrier;
 
 /// How long a starting QEMU may take to greet.
 const START: Duration = Duration::from_secs(60);
@@ -49,7 +51,7 @@ impl Machine {
         let log = self.open_log()?;
         self.console.reset().await;
         self.directory.write(&state.record)?;
-        match self.start(&spec, &log).await {
+        match self.start(&mut state, &spec, &log).await {
             Ok(running) => {
                 state.body = Body::Running(running);
                 self.show(&state.record);
@@ -58,7 +60,7 @@ impl Machine {
             }
             Err(cause) => {
                 state.record = before;
-                self.remove_sockets();
+                self.clean(&mut state).await;
                 if let Err(error) = self.directory.write(&state.record) {
                     tracing::warn!(machine = %self.id, %error, "cannot record that a machine did not start");
                 }
@@ -67,7 +69,12 @@ impl Machine {
         }
     }
 
-    async fn start(self: &Arc<Self>, spec: &MachineSpec, log: &File) -> Result<Running, Cause> {
+    async fn start(
+        self: &Arc<Self>,
+        state: &mut State,
+        spec: &MachineSpec,
+        log: &File,
+    ) -> Result<Running, Cause> {
         let listen = |name: &'static str| {
             let _ = fs::remove_file(self.directory.file(name));
             UnixListener::bind(self.directory.short(name)).map_err(|source| Cause::File {
@@ -77,7 +84,54 @@ impl Machine {
             })
         };
         let qmp = listen(QMP_SOCKET)?;
-        let channel = listen(CHANNEL_SOCKET)?;
+        let mut inherited = vec![qmp.as_fd()];
+        let channel;
+        let wire = match (spec.channel, &self.options.vsock) {
+            (ChannelKind::Virtio | ChannelKind::Serial, _) => {
+                channel = listen(CHANNEL_SOCKET)?;
+                inherited.push(channel.as_fd());
+                Wire::Listener {
+                    fd: channel.as_raw_fd(),
+                }
+            }
+            (ChannelKind::Vsock, VsockCarrier::Kernel) => Wire::Vhost {
+                cid: vsock::context_id(&self.id),
+            },
+            (ChannelKind::Vsock, VsockCarrier::Daemon(program)) => {
+                state.vsock = Some(vsock::start_daemon(program, &self.directory, log).await?);
+                Wire::VhostUser {
+                    socket: vsock::DEVICE_SOCKET,
+                }
+            }
+            (ChannelKind::Vsock, VsockCarrier::None) => {
+                return Err(Cause::Unsupported {
+                    driver: "qemu",
+                    what: "carry a channel by vsock".into(),
+                    why: "neither /dev/vhost-vsock nor vhost-device-vsock is there any more".into(),
+                });
+            }
+        };
+        let started = self
+            .start_qemu(spec, log, qmp.as_raw_fd(), wire, &inherited)
+            .await;
+        // The listeners are QEMU's alone from here: when it ends, so do they.
+        drop(inherited);
+        drop(qmp);
+        let greeted = match started {
+            Ok(process) => self.greeted(process).await,
+            Err(cause) => Err(cause),
+        };
+        greeted.map(|(qmp, events, process)| self.watched(qmp, events, process))
+    }
+
+    async fn start_qemu(
+        &self,
+        spec: &MachineSpec,
+        log: &File,
+        qmp_fd: i32,
+        channel: Wire,
+        inherited: &[BorrowedFd<'_>],
+    ) -> Result<Process, Cause> {
         let uefi_code = match &spec.boot {
             Boot::Iso {
                 firmware: Firmware::Uefi,
@@ -89,32 +143,38 @@ impl Machine {
             }
             | Boot::Kernel { .. } => None,
         };
+        let tsc_khz = match self.options.accelerator {
+            Accelerator::Tcg => self.tsc.khz().await,
+            Accelerator::Kvm => None,
+        };
         let arguments = argv::arguments(&Prepared {
             spec,
             accelerator: self.options.accelerator,
-            qmp_fd: qmp.as_raw_fd(),
-            channel: Wire::Listener {
-                fd: channel.as_raw_fd(),
-            },
+            qmp_fd,
+            channel,
+            hot_plug_slots: self.options.hot_plug_slots,
+            tsc_khz,
             uefi_code,
         });
-        let inherited = [qmp.as_fd(), channel.as_fd()];
         let program = &self.options.program;
-        let process = Process::spawn(program, &arguments, self.directory.path(), log, &inherited)
-            .map_err(|source| {
-            Cause::because(
-                format!("cannot start {} (is QEMU installed?)", program.display()),
-                source,
-            )
-        })?;
-        // The listeners are QEMU's alone from here: when it ends, so do they.
-        drop((qmp, channel));
+        Process::spawn(program, &arguments, self.directory.path(), log, inherited).map_err(
+            |source| {
+                Cause::because(
+                    format!("cannot start {} (is QEMU installed?)", program.display()),
+                    source,
+                )
+            },
+        )
+    }
+
+    /// Waits for a new QEMU's greeting.
+    async fn greeted(&self, process: Process) -> Result<(Qmp, EventStream, Process), Cause> {
         let greeted = tokio::select! {
             greeted = self.greet(START) => greeted,
             ending = process.ended() => return Err(self.start_failure(&ending)),
         };
         match greeted {
-            Ok((qmp, events)) => Ok(self.watched(qmp, events, process)),
+            Ok((qmp, events)) => Ok((qmp, events, process)),
             Err(error) => {
                 let ending = process.kill().await;
                 Err(match ending {
@@ -158,26 +218,34 @@ impl Machine {
             qmp,
             process,
             _watch: AbortOnDrop(task.abort_handle()),
-            channel: None,
+            channel: Older::default(),
         }
     }
 
-    /// Takes over what an earlier controller left: `process` is the machine's
-    /// QEMU, if it has one. Says what it repaired.
-    pub(crate) async fn adopt(self: &Arc<Self>, process: Option<Process>) -> Option<String> {
+    /// Takes over what an earlier controller left: `qemu` and `vsock` are the
+    /// machine's, if it has them. Says what it repaired.
+    pub(crate) async fn adopt(
+        self: &Arc<Self>,
+        qemu: Option<Process>,
+        vsock: Option<Process>,
+    ) -> Option<String> {
         let mut state = self.state.lock().await;
-        match (&state.record.life, process) {
-            (Life::Off(_), None) => None,
+        state.vsock = vsock;
+        match (&state.record.life, qemu) {
+            (Life::Off(_), None) => {
+                self.clean(&mut state).await;
+                None
+            }
             (Life::Off(_), Some(process)) => {
                 process.kill().await;
-                self.remove_sockets();
+                self.clean(&mut state).await;
                 Some("ended the QEMU of a machine that was off".to_owned())
             }
             (Life::Started, None) => {
                 let cause = log::vanished_cause(&self.directory.log_tail(log::TAIL), "is gone");
                 let said = format!("it went off while nobody watched: {cause}");
                 self.record_off(&mut state, cause);
-                self.remove_sockets();
+                self.clean(&mut state).await;
                 Some(said)
             }
             (Life::Started, Some(process)) => match self.greet(ATTACH).await {
@@ -188,7 +256,7 @@ impl Machine {
                         let cause = log::vanished_cause(&tail, &ending.to_string());
                         let said = format!("it went off while nobody watched: {cause}");
                         self.record_off(&mut state, cause);
-                        self.remove_sockets();
+                        self.clean(&mut state).await;
                         return Some(said);
                     }
                     let said = format!(
@@ -259,10 +327,12 @@ impl Machine {
     /// Ends the QEMU there is, for the cause it may already have.
     async fn end(&self, state: &mut State) {
         let cause = match &state.body {
-            Body::Running(running) => match running.qmp.run_state().await {
-                Ok(run_state) => self.cause_of(run_state),
-                Err(_) => StopCause::PoweredOff,
-            },
+            Body::Running(running) => {
+                match tokio::time::timeout(LAST_BREATH, running.qmp.run_state()).await {
+                    Ok(Ok(run_state)) => self.cause_of(run_state),
+                    Ok(Err(_)) | Err(_) => StopCause::PoweredOff,
+                }
+            }
             Body::Mute { .. } => StopCause::PoweredOff,
             Body::Off | Body::Destroyed => return,
         };
@@ -275,7 +345,9 @@ impl Machine {
         let body = std::mem::replace(&mut state.body, Body::Off);
         match &body {
             Body::Running(running) => {
-                let _ = self.console.drain(&running.qmp).await;
+                // A QEMU that is stuck takes its last lines along.
+                let drain = self.console.drain(&running.qmp);
+                let _ = tokio::time::timeout(LAST_BREATH, drain).await;
                 self.write_off(state, &cause);
                 let quit = async {
                     // An answer or the end of the connection: both are well.
@@ -296,7 +368,7 @@ impl Machine {
                 return;
             }
         }
-        self.remove_sockets();
+        self.clean(state).await;
         self.console.close().await;
         self.show(&state.record);
         self.set_power(PowerState::Off { cause });
@@ -384,8 +456,17 @@ impl Machine {
             })
     }
 
-    fn remove_sockets(&self) {
-        for name in [QMP_SOCKET, CHANNEL_SOCKET] {
+    /// Ends and removes what served a QEMU that is gone.
+    async fn clean(&self, state: &mut State) {
+        if let Some(vsock) = state.vsock.take() {
+            vsock.kill().await;
+        }
+        for name in [
+            QMP_SOCKET,
+            CHANNEL_SOCKET,
+            vsock::DEVICE_SOCKET,
+            vsock::HOST_SOCKET,
+        ] {
             let _ = fs::remove_file(self.directory.file(name));
         }
     }

@@ -1,6 +1,7 @@
 //! VCHs in temporary directories and guests of a few instructions.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -75,9 +76,10 @@ impl Vch {
             .arg("-version")
             .output()
         {
-            eprintln!(
-                "skipped: QEMU cannot be run here ({error}); install the package qemu-system-x86"
-            );
+            // Not `eprintln`, which the test runner keeps to itself.
+            let reason =
+                format!("QEMU cannot be run here ({error}); install the package qemu-system-x86");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
             return None;
         }
         Some(Self {
@@ -91,11 +93,11 @@ impl Vch {
 
     pub async fn try_open(&self) -> hypervisor::Result<Qemu> {
         // Longer than a socket's address may be.
-        Qemu::open(
-            self.state.path().join("long".repeat(30)),
-            Options::default(),
-        )
-        .await
+        let options = Options {
+            hot_plug_slots: 1,
+            ..Options::default()
+        };
+        Qemu::open(self.state.path().join("long".repeat(30)), options).await
     }
 
     fn machines(&self) -> PathBuf {
@@ -184,6 +186,19 @@ impl Vch {
             .flatten()
             .map(|file| file.metadata().map_or(0, |m| m.len()))
             .sum()
+    }
+
+    /// A file of so many zero bytes, beside the machines.
+    pub fn file(&self, name: &str, size: u64) -> PathBuf {
+        let path = self.state.path().join(name);
+        fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+        path
     }
 
     pub fn rename(&self, from: &str, to: &str) {

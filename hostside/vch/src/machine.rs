@@ -1,0 +1,240 @@
+//! The VM of one `vch run`: its specification, and the driver that makes it.
+
+use crate::args::publish::Transport;
+use crate::args::{AccelArg, BootArg, ChannelArg, FirmwareArg, HardwareArg, RunArgs};
+use crate::plan;
+use crate::record::{MachineRecord, NewVolume, ROOT_SERIAL};
+use anyhow::{Context, Result, anyhow, bail};
+use hypervisor::{
+    Attachment, Boot, ChannelKind, Cpus, DebuggerStart, DiskAccess, DiskFormat, DiskSerial,
+    DiskSource, DiskSpec, Firmware, GuestDebugger, Hardware, Hypervisor, MacAddress, MachineId,
+    MachineSpec, Memory, NicSpec, Protocol, PublishedPort,
+};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tether_wire::message::{DiskId, Mount, MountSource};
+
+/// Opens the driver of one container.
+///
+/// # Errors
+/// The directory is another process's, or KVM was asked for and does not work.
+pub async fn driver(directory: &Path, accel: &str) -> Result<Arc<dyn Hypervisor>> {
+    let mut options = qemu::Options::default();
+    options.accelerator = match accel {
+        "kvm" => qemu::Accelerator::Kvm,
+        _ => qemu::Accelerator::Tcg,
+    };
+    let driver = qemu::Qemu::open(directory, options).await?;
+    Ok(Arc::new(driver))
+}
+
+/// The VM that was asked for. `disk` is where its root will be.
+///
+/// # Errors
+/// A file that is not there, a flag that contradicts another.
+pub fn plan(args: &RunArgs, name: &str, disk: PathBuf) -> Result<(MachineRecord, Vec<Mount>)> {
+    let machine = &args.machine;
+    let hardware = match machine.hardware {
+        Some(HardwareArg::Vmware) => Hardware::Vmware,
+        None | Some(HardwareArg::Virtio) => Hardware::Virtio,
+    };
+    let channel = match (machine.channel, hardware) {
+        (Some(ChannelArg::Vsock), _) => ChannelKind::Vsock,
+        (Some(ChannelArg::Serial), _) | (None, Hardware::Vmware) => ChannelKind::Serial,
+        (Some(ChannelArg::Virtio), _) | (None, Hardware::Virtio) => ChannelKind::Virtio,
+    };
+    let (disks, mounts, new_volumes) = volumes(args, disk)?;
+    let memory = match args.memory {
+        Some(size) => Memory::from_bytes(size.0).context("invalid --memory")?,
+        None => Memory::from_bytes(plan::DEFAULT_MEMORY)?,
+    };
+    let nics = if plan::has_network(args)? {
+        vec![NicSpec {
+            mac: MacAddress::random().context("cannot choose a MAC address")?,
+            attachment: Attachment::UserMode {
+                published: published(args)?,
+            },
+        }]
+    } else {
+        Vec::new()
+    };
+    let spec = MachineSpec {
+        id: MachineId::random().context("cannot choose a machine identity")?,
+        name: name.to_owned(),
+        cpus: Cpus::new(plan::cpus(args)?).context("invalid --cpus")?,
+        memory,
+        boot: boot(args)?,
+        hardware,
+        channel,
+        disks,
+        nics,
+        debugger: debugger(machine.gdb.as_deref())?,
+    };
+    spec.check()?;
+    let waits_for_debugger = spec.debugger.is_some();
+    let record = MachineRecord {
+        spec,
+        accel: match machine.accel {
+            Some(AccelArg::Kvm) => "kvm",
+            Some(AccelArg::Tcg) => "tcg",
+            None | Some(AccelArg::Auto) => "auto",
+        }
+        .to_owned(),
+        boot_timeout: if waits_for_debugger {
+            0
+        } else {
+            machine.boot_timeout
+        },
+        show_console: machine.console,
+        new_volumes,
+    };
+    Ok((record, mounts))
+}
+
+fn boot(args: &RunArgs) -> Result<Boot> {
+    let machine = &args.machine;
+    let built = |name: &str| match &machine.boot_image {
+        Some(directory) => existing(&directory.join(name)),
+        None => bail!(
+            "no boot image: name the directory that scripts/boot-image prints with --boot-image or VCH_BOOT_IMAGE, or use scripts/vch"
+        ),
+    };
+    let given = |file: &Option<PathBuf>, name: &str| match file {
+        Some(file) => existing(file),
+        None => built(name),
+    };
+    if machine.boot == Some(BootArg::Iso) {
+        if machine.kernel.is_some() || machine.initrd.is_some() || !machine.append.is_empty() {
+            bail!(
+                "--kernel, --initrd and --append do not go with --boot iso: what is on the ISO is fixed"
+            );
+        }
+        return Ok(Boot::Iso {
+            iso: built("tether.iso")?,
+            firmware: match machine.firmware {
+                Some(FirmwareArg::Uefi) => Firmware::Uefi,
+                None | Some(FirmwareArg::Bios) => Firmware::Bios,
+            },
+        });
+    }
+    if machine.firmware.is_some() {
+        bail!("--firmware goes with --boot iso: a kernel booted directly has none");
+    }
+    let mut append = machine.append.join(" ");
+    if machine.console {
+        // The driver's own arguments say `quiet`; the last word counts.
+        append = format!("loglevel=7 {append}");
+    }
+    Ok(Boot::Kernel {
+        kernel: given(&machine.kernel, "bzImage")?,
+        initramfs: given(&machine.initrd, "initramfs.cpio")?,
+        append: append.trim().to_owned(),
+    })
+}
+
+fn existing(file: &Path) -> Result<PathBuf> {
+    file.canonicalize()
+        .with_context(|| format!("cannot use {}", file.display()))
+}
+
+fn debugger(gdb: Option<&str>) -> Result<Option<GuestDebugger>> {
+    let Some(text) = gdb else { return Ok(None) };
+    let listen = match text.parse::<u16>() {
+        Ok(port) => SocketAddr::from(([127, 0, 0, 1], port)),
+        Err(_) => text
+            .parse()
+            .map_err(|_| anyhow!("invalid --gdb {text}: it is [IP:]PORT"))?,
+    };
+    Ok(Some(GuestDebugger {
+        listen,
+        start: DebuggerStart::Wait,
+    }))
+}
+
+fn volumes(args: &RunArgs, root: PathBuf) -> Result<(Vec<DiskSpec>, Vec<Mount>, Vec<NewVolume>)> {
+    let mut disks = vec![DiskSpec {
+        source: DiskSource::File(root),
+        format: DiskFormat::Vmdk,
+        access: DiskAccess::ReadWrite,
+        serial: DiskSerial::new(ROOT_SERIAL)?,
+    }];
+    let mut mounts = Vec::new();
+    let mut new = Vec::new();
+    for (number, volume) in args.volume.iter().enumerate() {
+        let shown = volume.file.display();
+        let file = match volume.file.metadata() {
+            Ok(meta) if meta.is_dir() => bail!(
+                "volume {shown}: it is a directory; a volume is an ext4 VMDK file (host directories cannot be mounted)"
+            ),
+            Ok(_) => existing(&volume.file)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match volume.size {
+                Some(size) => {
+                    let file = std::path::absolute(&volume.file)
+                        .with_context(|| format!("volume {shown}"))?;
+                    new.push(NewVolume {
+                        file: file.clone(),
+                        size,
+                    });
+                    file
+                }
+                None => bail!(
+                    "volume {shown}: no such file; to make it, say how big: -v {shown}:{}:size=1g",
+                    volume.target
+                ),
+            },
+            Err(error) => return Err(error).with_context(|| format!("volume {shown}")),
+        };
+        let serial = format!("volume{number}");
+        disks.push(DiskSpec {
+            source: DiskSource::File(file),
+            format: DiskFormat::Vmdk,
+            access: if volume.read_only {
+                DiskAccess::ReadOnly
+            } else {
+                DiskAccess::ReadWrite
+            },
+            serial: DiskSerial::new(serial.clone())?,
+        });
+        mounts.push(Mount {
+            target: volume.target.clone(),
+            source: MountSource::Disk {
+                disk: DiskId::Serial(serial),
+                populate: volume.populate && !volume.read_only,
+            },
+            read_only: volume.read_only,
+        });
+    }
+    Ok((disks, mounts, new))
+}
+
+fn published(args: &RunArgs) -> Result<Vec<PublishedPort>> {
+    let mut all = Vec::new();
+    for publish in &args.publish {
+        for (host, guest_port) in publish.ports() {
+            let host = match host {
+                Some(host) => host,
+                None => free_port(publish.address, publish.transport)?,
+            };
+            all.push(PublishedPort {
+                protocol: match publish.transport {
+                    Transport::Tcp => Protocol::Tcp,
+                    Transport::Udp => Protocol::Udp,
+                },
+                host,
+                guest_port,
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// A port nobody listens on at this moment.
+fn free_port(address: std::net::IpAddr, transport: Transport) -> Result<SocketAddr> {
+    let any = SocketAddr::new(address, 0);
+    let port = match transport {
+        Transport::Tcp => TcpListener::bind(any).and_then(|socket| socket.local_addr()),
+        Transport::Udp => UdpSocket::bind(any).and_then(|socket| socket.local_addr()),
+    };
+    port.with_context(|| format!("cannot find a free port on {address}"))
+}

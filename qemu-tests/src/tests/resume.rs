@@ -1,0 +1,279 @@
+//! A controller that is killed, and the next one.
+
+use crate::harness::{Context, Test};
+use crate::machine::{Machine, Wanted, block_on, main_process};
+use crate::random::Random;
+use anyhow::{Context as _, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+use rustix::process::Signal;
+use std::path::Path;
+use std::time::Instant;
+use tether_link::Adopted;
+use tether_wire::message::{ExitStatus, ProcessId};
+
+pub const TESTS: &[Test] = &[
+    Test::new("resume", "kill -9 in the middle of output to a file loses and doubles nothing", to_a_file).minutes(6),
+    Test::new("resume", "kill -9 in the middle of output to a pipe loses and doubles nothing", to_a_pipe).minutes(6),
+    Test::new("resume", "kill -9 at any moment of the start starts the process once", during_start).minutes(6),
+    Test::new("resume", "what ended while nobody was there is told to the next", ended_alone),
+    Test::new("resume", "--sig-proxy=false leaves the container for --resume", left),
+    Test::new("resume", "output that cannot be written waits for --resume", full_disk),
+    Test::new("resume", "another controller gets each stream from what was stored", another_controller),
+];
+
+const LINES: usize = 60_000;
+
+/// Numbered lines on standard output, some on standard error, and a status of its own.
+fn script() -> String {
+    format!("seq 1 {LINES}; echo over >&2; exit 7")
+}
+
+fn lines() -> String {
+    (1..=LINES).map(|line| format!("{line}\n")).collect()
+}
+
+/// Waits until the file has this size.
+fn wait_for_size(path: &Path, size: u64, until: Instant) -> Result<()> {
+    let watcher = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&watcher, path, inotify::WatchFlags::MODIFY)?;
+    let mut buffer = [0; 4096];
+    loop {
+        if path.metadata()?.len() >= size {
+            return Ok(());
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!("{} never had {size} bytes", path.display());
+        }
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut fds = [PollFd::new(&watcher, PollFlags::IN)];
+        if poll(&mut fds, Some(&timeout))? > 0 {
+            rustix::io::read(&watcher, &mut buffer)?;
+        }
+    }
+}
+
+fn to_a_file(t: &Context) -> Result<()> {
+    let mut random = Random::from_clock();
+    let seed = random.seed();
+    let file = t.file("output");
+    std::fs::write(&file, "")?;
+    let expected = lines();
+    let mut points: Vec<u64> = (0..8).map(|_| random.below(expected.len() as u64)).collect();
+    points.sort_unstable();
+    let mut running = t
+        .run(["sh", "-c", &script()])
+        .flags(["--name", "counter"])
+        .stdout_to(&file)
+        .spawn()?;
+    let mut errors = Vec::new();
+    for &point in &points {
+        wait_for_size(&file, point, t.deadline())?;
+        errors.extend(running.kill()?.err);
+        running = t.vch(["run", "--resume", "counter"]).stdout_to(&file).spawn()?;
+    }
+    let done = running.wait()?;
+    done.status(7);
+    errors.extend(&done.err);
+    let text = std::fs::read_to_string(&file)?;
+    assert!(
+        text == expected,
+        "{} bytes instead of {}, killed at {points:?} (seed {seed}); {}",
+        text.len(),
+        expected.len(),
+        first_difference(&text, &expected)
+    );
+    assert_eq!(String::from_utf8_lossy(&errors), "over\n");
+    Ok(())
+}
+
+fn first_difference(text: &str, expected: &str) -> String {
+    let place = text
+        .bytes()
+        .zip(expected.bytes())
+        .position(|(a, b)| a != b)
+        .unwrap_or(text.len().min(expected.len()));
+    let near = |text: &str| {
+        let start = place.saturating_sub(20);
+        text.get(start..(place + 20).min(text.len()))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    format!("from byte {place}: {:?} instead of {:?}", near(text), near(expected))
+}
+
+fn to_a_pipe(t: &Context) -> Result<()> {
+    let mut random = Random::from_clock();
+    let seed = random.seed();
+    let expected = lines();
+    let mut text = Vec::new();
+    let mut running = t
+        .run(["sh", "-c", &script()])
+        .flags(["--name", "counter"])
+        .spawn()?;
+    for _ in 0..5 {
+        let more = random.below(expected.len() as u64 / 5) as usize;
+        running.reached(more);
+        text.extend(running.kill()?.out);
+        running = t.vch(["run", "--resume", "counter"]).spawn()?;
+    }
+    let done = running.wait()?;
+    done.status(7);
+    text.extend(&done.out);
+    let text = String::from_utf8_lossy(&text);
+    assert!(
+        text == expected,
+        "{} bytes instead of {} (seed {seed}); {}",
+        text.len(),
+        expected.len(),
+        first_difference(&text, &expected)
+    );
+    Ok(())
+}
+
+fn during_start(t: &Context) -> Result<()> {
+    let mut random = Random::from_clock();
+    let seed = random.seed();
+    for number in 0..6 {
+        let name = format!("start{number}");
+        let mut running = t
+            .run(["sh", "-c", "echo started >>/count; cat /count; exit 3"])
+            .flags(["--name", &name])
+            .spawn()?;
+        // From before there is anything to after it is over.
+        let moment = Instant::now() + std::time::Duration::from_millis(random.below(6000));
+        while Instant::now() < moment && running.runs()? {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let first = running.kill()?;
+        if first.killed_by().is_none() {
+            first.status(3).stdout("started\n");
+            continue;
+        }
+        let known = t.vch(["ls", "-q"]).done()?;
+        known.status(0);
+        if !known.text().lines().any(|line| line == name) {
+            // Killed before it had a name: nothing is left of it.
+            assert_eq!(first.text(), "");
+            continue;
+        }
+        let second = t.vch(["run", "--resume", &name]).done()?;
+        second.status(3);
+        assert_eq!(
+            first.text() + &second.text(),
+            "started\n",
+            "round {number} of seed {seed}"
+        );
+    }
+    Ok(())
+}
+
+fn ended_alone(t: &Context) -> Result<()> {
+    let running = t
+        .run(["sh", "-c", "echo first; read word; echo last; exit 9"])
+        .flags(["-i", "--name", "alone"])
+        .stdin_open();
+    let mut running = running.spawn()?;
+    running.expect("first\n");
+    running.write(b"go\n")?;
+    let first = running.kill()?;
+    let second = t.vch(["run", "--resume", "alone"]).done()?;
+    second.status(9);
+    let both = first.text() + &second.text();
+    // Killed before its input had left, it gets the end of the next one's instead.
+    assert_eq!(both, "first\nlast\n");
+    t.vch(["run", "--resume", "alone"]).done()?.status(9).stdout("");
+    t.vch(["run", "--resume", "no-such-container"])
+        .done()?
+        .status(125)
+        .says(&["no such container: no-such-container"]);
+    Ok(())
+}
+
+fn left(t: &Context) -> Result<()> {
+    let mut running = t
+        .run(["sh", "-c", "trap 'echo told' TERM; echo ready; read word; echo got $word"])
+        .flags(["-i", "--sig-proxy=false", "--name", "left"])
+        .stdin_open()
+        .spawn()?;
+    running.expect("ready\n");
+    running.signal(Signal::TERM)?;
+    running
+        .wait()?
+        .status(143)
+        .stdout("ready\n")
+        .says(&["runs on", "vch run --resume left"]);
+    t.vch(["run", "--resume", "left"])
+        .stdin("word\n")
+        .done()?
+        .status(0)
+        .stdout("got word\n");
+    Ok(())
+}
+
+fn full_disk(t: &Context) -> Result<()> {
+    t.run(["sh", "-c", &script()])
+        .flags(["--name", "full"])
+        .stdout_to(Path::new("/dev/full"))
+        .done()?
+        .status(125)
+        .stderr_has("standard output")
+        .stderr_has("vch run --resume full");
+    let file = t.file("output");
+    t.vch(["run", "--resume", "full"])
+        .stdout_to(&file)
+        .done()?
+        .status(7)
+        .stderr("over\n");
+    let text = std::fs::read_to_string(&file)?;
+    assert!(text == lines(), "{} bytes", text.len());
+    Ok(())
+}
+
+fn another_controller(t: &Context) -> Result<()> {
+    let mut random = Random::from_clock();
+    let seed = random.seed();
+    let expected = lines();
+    block_on(t, async {
+        let mut machine = Machine::set_up(t, Wanted::default()).await?;
+        let spec = main_process(&["sh", "-c", &script()]);
+        let mut process = machine.link.start(ProcessId::MAIN, spec).await?;
+        let mut stored = Vec::new();
+        for _ in 0..10 {
+            // Some is stored, some is only read, and then the controller is gone.
+            let count = random.below(expected.len() as u64 / 12) as usize;
+            let target = stored.len() + count;
+            let mut unstored = stored.len();
+            while unstored < target + 3000 {
+                let Some(chunk) = process.stdout.next().await? else { break };
+                assert_eq!(chunk.offset, unstored as u64, "seed {seed}");
+                unstored = chunk.end() as usize;
+                if unstored <= target {
+                    stored.extend_from_slice(&chunk.data);
+                    process.stdout.stored(chunk.end());
+                }
+            }
+            drop(process);
+            let adopted = Adopted {
+                process: ProcessId::MAIN,
+                stdout: stored.len() as u64,
+                stderr: 0,
+            };
+            machine.another_controller(vec![adopted]).await?;
+            process = machine
+                .link
+                .attach(ProcessId::MAIN)
+                .context("the process is not known any more")?;
+        }
+        let rest = crate::machine::read_all(&mut process.stdout, stored.len() as u64).await?;
+        stored.extend(rest);
+        let text = String::from_utf8_lossy(&stored);
+        assert!(text == expected, "seed {seed}; {}", first_difference(&text, &expected));
+        assert_eq!(process.wait().await?.status, ExitStatus::Code(7));
+        machine.end().await
+    })
+}
