@@ -2,9 +2,10 @@
 
 use std::error::Error as StdError;
 
+use crate::disk::DiskSerial;
 use crate::fork::{ForkParent, TemplateId};
 use crate::machine::{MachineId, PowerState};
-use crate::spec::{DiskSerial, InvalidSpec};
+use crate::spec::InvalidSpec;
 
 /// The result of an operation on a hypervisor.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -163,7 +164,7 @@ pub enum Cause {
         /// The address and port on the host.
         address: std::net::SocketAddr,
         /// TCP or UDP.
-        protocol: crate::spec::Protocol,
+        protocol: crate::nic::Protocol,
         /// What binding it said.
         source: std::io::Error,
     },

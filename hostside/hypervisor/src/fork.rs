@@ -7,8 +7,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::DiskSpec;
 use crate::machine::{MachineId, Metadata};
-use crate::spec::{ChannelKey, DiskSpec, MachineSpec, NicSpec};
+use crate::nic::NicSpec;
+use crate::spec::{ChannelKey, MachineSpec};
 
 /// A template's name: the hash of everything it was made from, in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -31,25 +31,28 @@
 #![forbid(unsafe_code)]
 
 mod channel;
+mod disk;
 mod error;
 mod event;
 pub mod fake;
 mod fork;
 mod machine;
+mod nic;
 mod spec;
 mod statistics;
 
 pub use channel::{Carrier, Channel, ChannelIo};
+pub use disk::{DiskAccess, DiskFormat, DiskSerial, DiskSource, DiskSpec};
 pub use error::{Cause, Error, Result};
 pub use event::{EventSender, Events, MachineEvent, Next, Notice};
 pub use fork::{Fork, ForkParent, Template, TemplateId};
 pub use machine::{
     Machine, MachineId, Metadata, MetadataChange, NotAMachineId, PowerState, StopCause,
 };
+pub use nic::{Attachment, MacAddress, NicSpec, Protocol, PublishedPort, UserNetwork};
 pub use spec::{
-    Attachment, Boot, ChannelKey, ChannelKind, Cpus, DebuggerStart, DiskAccess, DiskFormat,
-    DiskSerial, DiskSource, DiskSpec, Firmware, GuestDebugger, Hardware, InvalidSpec, MacAddress,
-    MachineSpec, Memory, NicSpec, Protocol, PublishedPort, UserNetwork,
+    Boot, ChannelKey, ChannelKind, Cpus, DebuggerStart, Firmware, GuestDebugger, Hardware,
+    InvalidSpec, MachineSpec, Memory,
 };
 pub use statistics::{
     Applied, BlockStatistics, Capabilities, NicStatistics, Reconfigure, Repair, Statistics,

@@ -2,13 +2,36 @@
 //! itself; [`MachineSpec::check`] says what does not fit together.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{DiskSerial, DiskSource, DiskSpec};
 use crate::machine::{MachineId, random_bytes};
+use crate::nic::{Attachment, MacAddress, NicSpec, Protocol, PublishedPort};
+
+/// An enum whose variants have one word each for users and files.
+macro_rules! words {
+    ($type:ty, $choices:literal, $($variant:ident => $word:literal),+ $(,)?) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word),+ })
+            }
+        }
+        impl FromStr for $type {
+            type Err = InvalidSpec;
+            fn from_str(text: &str) -> Result<Self, InvalidSpec> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(InvalidSpec::Choice(text.to_owned(), $choices)),
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;
 
 /// Everything a machine is made of, except the key of its channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,25 +303,7 @@ pub enum Firmware {
     Uefi,
 }
 
-/// An enum whose variants have one word each for users and files.
-macro_rules! words {
-    ($type:ty, $choices:literal, $($variant:ident => $word:literal),+ $(,)?) => {
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $word),+ })
-            }
-        }
-        impl FromStr for $type {
-            type Err = InvalidSpec;
-            fn from_str(text: &str) -> Result<Self, InvalidSpec> {
-                match text {
-                    $($word => Ok(Self::$variant),)+
-                    _ => Err(InvalidSpec::Choice(text.to_owned(), $choices)),
-                }
-            }
-        }
-    };
-}
+words!(Firmware, "bios, uefi", Bios => "bios", Uefi => "uefi");
 
 /// What a machine's devices are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -341,257 +346,8 @@ impl ChannelKind {
     }
 }
 
-/// A transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-/// Whether the guest may write to a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskAccess {
-    /// No; the file is opened for reading only, and any number of machines
-    /// may share it.
-    ReadOnly,
-    /// Yes; the file belongs to this machine while it runs.
-    ReadWrite,
-}
-
-/// A disk file's format. Never guessed from its contents, which may be the
-/// guest's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskFormat {
-    /// A VMDK, or the descriptor of one, with or without a parent.
-    Vmdk,
-    /// The bytes of the disk.
-    Raw,
-}
-
-words!(Firmware, "bios, uefi", Bios => "bios", Uefi => "uefi");
 words!(Hardware, "virtio, vmware", Virtio => "virtio", Vmware => "vmware");
 words!(ChannelKind, "vsock, virtio, serial", Vsock => "vsock", Virtio => "virtio", Serial => "serial");
-words!(Protocol, "tcp, udp", Tcp => "tcp", Udp => "udp");
-words!(DiskFormat, "vmdk, raw", Vmdk => "vmdk", Raw => "raw");
-
-/// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskSpec {
-    /// Where its bytes are.
-    pub source: DiskSource,
-    /// How they are laid out.
-    pub format: DiskFormat,
-    /// Whether the guest may change them.
-    pub access: DiskAccess,
-    /// How the guest finds it.
-    pub serial: DiskSerial,
-}
-
-/// Where a disk's bytes are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskSource {
-    /// A file of the host that runs the driver.
-    File(PathBuf),
-    /// A file of a vSphere datastore.
-    Datastore {
-        /// The datastore's name.
-        datastore: String,
-        /// The path on it.
-        path: String,
-    },
-}
-
-/// A disk's serial number as the guest reads it: 1 to 20 characters
-/// (`VIRTIO_BLK_ID_BYTES`), none that needs escaping anywhere.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct DiskSerial(String);
-
-impl DiskSerial {
-    /// The serial with these characters.
-    ///
-    /// # Errors
-    ///
-    /// None, too many, or ones that may not be in it.
-    pub fn new(text: impl Into<String>) -> Result<Self, InvalidSpec> {
-        let text = text.into();
-        let fits = (1..=20).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-        if fits {
-            Ok(Self(text))
-        } else {
-            Err(InvalidSpec::Serial(text))
-        }
-    }
-
-    /// Its characters.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for DiskSerial {
-    type Error = InvalidSpec;
-    fn try_from(text: String) -> Result<Self, InvalidSpec> {
-        Self::new(text)
-    }
-}
-
-impl From<DiskSerial> for String {
-    fn from(serial: DiskSerial) -> Self {
-        serial.0
-    }
-}
-
-impl fmt::Display for DiskSerial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A vNIC.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicSpec {
-    /// Its address.
-    pub mac: MacAddress,
-    /// What its other end is.
-    pub attachment: Attachment,
-}
-
-/// What a vNIC is attached to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Attachment {
-    /// A network of its own behind the hypervisor's process, which needs no
-    /// privilege: out through the host's sockets, in through published ports.
-    /// Addresses are [`UserNetwork`]'s.
-    UserMode {
-        /// Ports of the host that lead to the guest.
-        published: Vec<PublishedPort>,
-    },
-    /// A port group by name.
-    PortGroup(String),
-}
-
-/// The fixed addresses of a user-mode network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UserNetwork;
-
-impl UserNetwork {
-    /// The guest's address.
-    pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-    /// The prefix of the network.
-    pub const PREFIX: u8 = 24;
-    /// The way out.
-    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-    /// The name server, which asks the host's.
-    pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-}
-
-/// A port of the host that leads to one of the guest's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PublishedPort {
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// Where the host listens.
-    pub host: SocketAddr,
-    /// Where the guest is reached.
-    pub guest_port: u16,
-}
-
-/// An Ethernet address for one station.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct MacAddress([u8; 6]);
-
-impl MacAddress {
-    /// The address with these bytes.
-    ///
-    /// # Errors
-    ///
-    /// A group address, or all zero.
-    pub fn new(bytes: [u8; 6]) -> Result<Self, InvalidSpec> {
-        let mac = Self(bytes);
-        if bytes[0] & 1 == 1 || bytes == [0; 6] {
-            Err(InvalidSpec::Mac(mac.to_string()))
-        } else {
-            Ok(mac)
-        }
-    }
-
-    /// A random, locally administered address (IEEE 802: second-least bit of
-    /// the first byte set).
-    ///
-    /// # Errors
-    ///
-    /// When the kernel's random source fails.
-    pub fn random() -> std::io::Result<Self> {
-        let mut bytes = random_bytes::<6>()?;
-        bytes[0] = (bytes[0] & !1) | 2;
-        Ok(Self(bytes))
-    }
-
-    /// Its six bytes.
-    pub const fn bytes(self) -> [u8; 6] {
-        self.0
-    }
-}
-
-impl fmt::Display for MacAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for MacAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for MacAddress {
-    type Err = InvalidSpec;
-    fn from_str(text: &str) -> Result<Self, InvalidSpec> {
-        let refuse = || InvalidSpec::Mac(text.chars().take(40).collect());
-        let mut bytes = [0u8; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(refuse)?;
-            // from_str_radix takes a sign; two characters of hex digits do not have one.
-            if !part.bytes().all(|b| b.is_ascii_hexdigit()) {
-                return Err(refuse());
-            }
-            *byte = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
-        }
-        if parts.next().is_some() {
-            Err(refuse())
-        } else {
-            Self::new(bytes)
-        }
-    }
-}
-
-impl TryFrom<String> for MacAddress {
-    type Error = InvalidSpec;
-    fn try_from(text: String) -> Result<Self, InvalidSpec> {
-        text.parse()
-    }
-}
-
-impl From<MacAddress> for String {
-    fn from(mac: MacAddress) -> Self {
-        mac.to_string()
-    }
-}
 
 /// A debugger's way into the guest (gdb's remote protocol).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -646,6 +402,7 @@ impl fmt::Debug for ChannelKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{DiskAccess, DiskFormat};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -761,31 +518,6 @@ mod tests {
         assert_eq!(Memory::from_bytes((32 << 20) + 1).unwrap().mib(), 33);
         assert!(serde_json::from_str::<Memory>("12").is_err());
         assert!(serde_json::from_str::<Cpus>("0").is_err());
-    }
-
-    #[test]
-    fn a_serial_never_needs_escaping() {
-        for bad in ["", "a b", "a,b", "a=b", "twenty-one-characters", "ü", "a\n"] {
-            assert!(DiskSerial::new(bad).is_err(), "{bad:?} was taken");
-        }
-        assert!(DiskSerial::new("twenty-characters.01").is_ok());
-    }
-
-    #[test]
-    fn a_mac_address_is_for_one_station() {
-        for bad in [
-            "",
-            "01:00:00:00:00:00",
-            "00:00:00:00:00:00",
-            "2:0:0:0:0:1",
-            "02:00:00:00:00:01:02",
-            "+2:00:00:00:00:01",
-        ] {
-            assert!(bad.parse::<MacAddress>().is_err(), "{bad:?} was taken");
-        }
-        let mac = MacAddress::random().unwrap();
-        assert_eq!(mac.to_string().parse::<MacAddress>().unwrap(), mac);
-        assert_eq!(mac.bytes()[0] & 3, 2);
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use crate::disk::DiskSerial;
 use crate::machine::MachineId;
-use crate::spec::{ChannelKind, Cpus, DiskSerial, Hardware, MacAddress, Memory};
+use crate::nic::MacAddress;
+use crate::spec::{ChannelKind, Cpus, Hardware, Memory};
 
 /// What a driver can do here and now.
 #[derive(Debug, Clone, PartialEq, Eq)]

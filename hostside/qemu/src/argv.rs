@@ -36,6 +36,27 @@ pub const CONSOLE_RING: usize = 256 << 10;
 /// * `panic=-1`: a panic that pvpanic did not report ends in a reset at once.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 
+/// The serial port that is a [`ChannelKind::Serial`] channel. UEFI firmware takes what arrives on
+/// COM1 and COM2 for a keyboard, and the first word of a host opens its setup menu: there it is COM4,
+/// which the firmware does not know and which shares its interrupt with no port that exists.
+fn serial_port(spec: &MachineSpec) -> u8 {
+    match spec.boot {
+        Boot::Iso {
+            firmware: Firmware::Uefi,
+            ..
+        } => 3,
+        _ => 1,
+    }
+}
+
+/// What tether is told of its channel.
+fn guest_word(spec: &MachineSpec) -> String {
+    match (spec.channel, serial_port(spec)) {
+        (ChannelKind::Serial, port) if port != 1 => format!("serial:ttyS{port}"),
+        (channel, _) => channel.guest_word(),
+    }
+}
+
 /// What the driver has ready for the machine.
 #[derive(Debug, Clone)]
 pub struct Prepared<'a> {
@@ -49,6 +70,8 @@ pub struct Prepared<'a> {
     pub channel: Wire,
     /// Slots for disks that come while it runs.
     pub hot_plug_slots: u8,
+    /// The speed of the time-stamp counter, if the guest has to be told.
+    pub tsc_khz: Option<u64>,
     /// UEFI's code, if the machine boots by it.
     pub uefi_code: Option<PathBuf>,
 }
@@ -105,10 +128,7 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
     args.pair("-fw_cfg", format!("name=opt/tether/key,file={KEY_FILE}"));
     args.pair(
         "-fw_cfg",
-        format!(
-            "name=opt/tether/channel,string={}",
-            spec.channel.guest_word()
-        ),
+        format!("name=opt/tether/channel,string={}", guest_word(spec)),
     );
     if spec.hardware == Hardware::Virtio {
         args.pair("-object", "rng-builtin,id=entropy");
@@ -220,7 +240,14 @@ impl Arguments {
                     format!("socket,id=channel,fd={fd},server=on,wait=off"),
                 );
                 if spec.channel == ChannelKind::Serial {
-                    self.pair("-device", "isa-serial,id=serial1,chardev=channel");
+                    let port = match serial_port(spec) {
+                        1 => String::new(),
+                        port => format!(",index={port}"),
+                    };
+                    self.pair(
+                        "-device",
+                        format!("isa-serial,id=serial1,chardev=channel{port}"),
+                    );
                 } else {
                     self.pair("-device", "virtio-serial-pci,id=ports,max_ports=4");
                     self.pair(
@@ -283,8 +310,11 @@ impl Arguments {
             } => {
                 self.pair("-kernel", kernel);
                 self.pair("-initrd", initramfs);
-                let word = prepared.spec.channel.guest_word();
+                let word = guest_word(prepared.spec);
                 let mut line = format!("{KERNEL_ARGUMENTS} tether.channel={word}");
+                if let Some(khz) = prepared.tsc_khz {
+                    line.push_str(&format!(" tsc_early_khz={khz}"));
+                }
                 if !append.trim().is_empty() {
                     line.push(' ');
                     line.push_str(append.trim());

@@ -19,6 +19,7 @@ use crate::accel::Accelerator;
 use crate::directory::{self, Directory, Record};
 use crate::machine::{Machine, absolute, check_metadata, resolve};
 use crate::process;
+use crate::tsc::Measurement;
 use crate::vsock::VsockCarrier;
 
 const DRIVER: &str = "qemu";
@@ -60,6 +61,7 @@ impl Default for Options {
 pub struct Qemu {
     machines_directory: PathBuf,
     options: Arc<Options>,
+    tsc: Measurement,
     events: EventSender,
     machines: Mutex<BTreeMap<MachineId, Arc<Machine>>>,
     /// What opening repaired, for the first `reconcile`.
@@ -130,6 +132,7 @@ impl Qemu {
         let driver = Self {
             machines_directory,
             options: Arc::new(options),
+            tsc: Measurement::begin(),
             events: EventSender::default(),
             machines: Mutex::default(),
             repairs: Mutex::default(),
@@ -154,8 +157,13 @@ impl Qemu {
                 Directory::open(path).and_then(|directory| Ok((directory.read()?, directory)));
             match read {
                 Ok((record, directory)) => {
-                    let machine =
-                        Machine::new(directory, record, self.options.clone(), self.events.clone());
+                    let machine = Machine::new(
+                        directory,
+                        record,
+                        self.options.clone(),
+                        self.tsc,
+                        self.events.clone(),
+                    );
                     self.machines().insert(id, machine.clone());
                     let qemu = processes.remove(&(id, process::Role::Qemu));
                     let vsock = processes.remove(&(id, process::Role::Vsock));
@@ -267,7 +275,13 @@ impl Qemu {
         let id = spec.id;
         let record = Record::new(spec, metadata);
         let directory = Directory::create(&self.machines_directory, &record, &key)?;
-        let machine = Machine::new(directory, record, self.options.clone(), self.events.clone());
+        let machine = Machine::new(
+            directory,
+            record,
+            self.options.clone(),
+            self.tsc,
+            self.events.clone(),
+        );
         self.machines().insert(id, machine);
         self.events.send(id, Notice::Created);
         Ok(())

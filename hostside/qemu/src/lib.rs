@@ -34,6 +34,7 @@ mod process;
 pub mod qmp;
 mod statistics;
 mod sys;
+mod tsc;
 mod vsock;
 
 pub use accel::{Acceleration, Accelerator, AcceleratorChoice, NoKvm, Probe};

@@ -50,3 +50,19 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // dropped, which the `AsyncFd` that owns it does after deregistering.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
+
+/// The processor's time-stamp counter, where it has one that guests under
+/// emulation are given as it is.
+#[cfg(target_arch = "x86_64")]
+pub fn time_stamp() -> Option<u64> {
+    // SAFETY: every x86-64 processor has RDTSC, and Linux lets user space run
+    // it unless a process asks otherwise of itself (PR_SET_TSC), which this
+    // one does not.
+    Some(unsafe { core::arch::x86_64::_rdtsc() })
+}
+
+/// The processor's time-stamp counter: other processors than x86 have none.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn time_stamp() -> Option<u64> {
+    None
+}

@@ -18,7 +18,7 @@ pub const CLOSED: MountFlags = MountFlags::NOSUID
 pub fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<()> {
     let data = CString::new(data).map_err(|_| invalid("a mount option contains a zero byte"))?;
     rustix::mount::mount(source, target, kind, flags, data.as_c_str())
-        .context(|| format!("mounting {kind} on {target}"))
+        .context(|| format!("mounting {source} ({kind}) on {target}"))
 }
 
 /// Mounts what is at `source` at `target` too.

@@ -69,6 +69,15 @@ impl Root {
     fn mount_pseudo_file_systems(&self) -> Result<()> {
         self.make_directory("/proc")?;
         self.mount_at("sysfs", "/sys", CLOSED | MountFlags::RDONLY, "")?;
+        // As Docker does; here it also holds the channel's key.
+        if files::exists("/sys/firmware") {
+            self.mount_at(
+                "tmpfs",
+                "/sys/firmware",
+                CLOSED | MountFlags::RDONLY,
+                "size=0",
+            )?;
+        }
         let device_flags = MountFlags::NOSUID | MountFlags::STRICTATIME;
         self.mount_at("tmpfs", "/dev", device_flags, "mode=0755,size=64m")?;
         self.make_devices()?;

@@ -33,7 +33,7 @@ pub enum Work {
     /// Wait for the disk, if it is one, and mount it.
     Mount(Mount),
     /// A worker copies what the image has into the new volume.
-    Fill(Mount, OwnedFd),
+    Fill(Mount, Worker),
     /// Lay /etc/hosts and its like over the image's; then make it read-only if asked.
     Files {
         /// `--read-only`.
@@ -43,6 +43,12 @@ pub enum Work {
     Network(Network),
     /// Wait until every DHCP client has its first lease.
     Lease,
+}
+
+/// A process that fills a volume.
+pub struct Worker {
+    pid: i32,
+    failure: OwnedFd,
 }
 
 /// Steps, in order, and whom to tell.
@@ -134,6 +140,9 @@ impl Container {
     /// Ends every task, because the machine does.
     pub fn cancel_tasks(&mut self) {
         for task in self.tasks.drain(..) {
+            if let Some(Work::Fill(_, worker)) = task.steps.front() {
+                let _ = sys::kill(worker.pid, libc::SIGKILL);
+            }
             let error = Error::new(ErrorKind::Cancelled, "the machine is shutting down");
             self.answers.push((task.ticket, Err(error)));
         }
@@ -149,7 +158,7 @@ impl Container {
                 Ok(Progress::Done)
             }
             Work::Mount(mount) => self.mount_step(mount),
-            Work::Fill(mount, failure) => self.fill_step(mount, failure),
+            Work::Fill(mount, worker) => self.fill_step(mount, worker),
             Work::Files { read_only } => {
                 // Hosts and name service come with the network; the files must be there to mount.
                 root::write_file("hosts", "")?;
@@ -211,8 +220,8 @@ impl Container {
                 let mut volume = Volume::Device(device);
                 if let (Volume::Device(device), true) = (&volume, *populate) {
                     if root.prepare_volume(device, &mount.target)? {
-                        let failure = self.start_filling(&mount)?;
-                        return Ok(Progress::Then(Work::Fill(mount, failure)));
+                        let worker = self.start_filling(&mount)?;
+                        return Ok(Progress::Then(Work::Fill(mount, worker)));
                     }
                     volume = Volume::Prepared;
                 }
@@ -223,13 +232,13 @@ impl Container {
     }
 
     /// Starts the worker; what it writes into the pipe is why it failed.
-    fn start_filling(&self, mount: &Mount) -> Result<OwnedFd> {
+    fn start_filling(&self, mount: &Mount) -> Result<Worker> {
         let failed = |errno| system(format!("filling the volume at {}", mount.target), errno);
         let (failure, told) =
             pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(failed)?;
         self.poller.watch(&failure, EventFlags::IN, Token::Worker)?;
         let root = self.mounted_root()?;
-        sys::fork_worker(|| match root.fill_volume(&mount.target) {
+        let pid = sys::fork_worker(|| match root.fill_volume(&mount.target) {
             Ok(()) => 0,
             Err(error) => {
                 let _ = write(&told, error.message.as_bytes());
@@ -237,13 +246,13 @@ impl Container {
             }
         })
         .map_err(failed)?;
-        Ok(failure)
+        Ok(Worker { pid, failure })
     }
 
-    fn fill_step(&mut self, mount: Mount, failure: OwnedFd) -> Result<Progress> {
+    fn fill_step(&mut self, mount: Mount, worker: Worker) -> Result<Progress> {
         let mut message = [0; 512];
-        match read(&failure, &mut message) {
-            Err(Errno::AGAIN | Errno::INTR) => Ok(Progress::Waiting(Work::Fill(mount, failure))),
+        match read(&worker.failure, &mut message) {
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Progress::Waiting(Work::Fill(mount, worker))),
             Ok(0) => {
                 let root = self.mounted_root()?;
                 root.mount_volume(&Volume::Prepared, &mount.target, mount.read_only)?;

@@ -14,8 +14,8 @@ use tether_wire::{GuestSession, Machine, Outcome, Ticket};
 use tokio::time::Instant;
 
 use super::program::{Program, Progress};
+use crate::disk::DiskSerial;
 use crate::machine::random_bytes;
-use crate::spec::DiskSerial;
 
 /// SIGKILL.
 const KILL: u8 = 9;

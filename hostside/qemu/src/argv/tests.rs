@@ -53,6 +53,7 @@ fn lines(spec: &MachineSpec, accelerator: Accelerator, channel: Wire) -> Vec<Str
         qmp_fd: 5,
         channel,
         hot_plug_slots: 2,
+        tsc_khz: (accelerator == Accelerator::Tcg).then_some(2_596_100),
         uefi_code: Some("/fw/a,b.fd".into()),
     };
     let mut lines: Vec<String> = Vec::new();
@@ -116,7 +117,7 @@ fn a_virtio_machine_has_virtio_devices_and_its_channel_by_name() {
             "-fw_cfg name=opt/tether/channel,string=virtio:org.tether.channel",
             "-kernel /k/bzImage",
             "-initrd /k/i,1.cpio",
-            "-append console=ttyS0 quiet panic=-1 tether.channel=virtio:org.tether.channel loglevel=7",
+            "-append console=ttyS0 quiet panic=-1 tether.channel=virtio:org.tether.channel tsc_early_khz=2596100 loglevel=7",
         ],
         &["pvscsi", "vmxnet3", "ide-cd", "-gdb", "netdev", "kvm"],
     );
@@ -240,6 +241,33 @@ fn an_iso_is_booted_by_the_firmware_asked_for() {
         ],
         &["-kernel", "sata=off"],
     );
+    // UEFI firmware would take a host's first word on COM2 for keys pressed.
+    for (firmware, device, word) in [
+        (
+            Firmware::Bios,
+            "-device isa-serial,id=serial1,chardev=channel",
+            "serial:ttyS1",
+        ),
+        (
+            Firmware::Uefi,
+            "-device isa-serial,id=serial1,chardev=channel,index=3",
+            "serial:ttyS3",
+        ),
+    ] {
+        check(
+            |spec| {
+                iso(firmware)(spec);
+                spec.channel = ChannelKind::Serial;
+            },
+            Accelerator::Tcg,
+            SOCKET,
+            &[
+                device,
+                &format!("-fw_cfg name=opt/tether/channel,string={word}"),
+            ],
+            &[],
+        );
+    }
 }
 
 #[test]

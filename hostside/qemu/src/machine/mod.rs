@@ -29,6 +29,7 @@ use crate::directory::{CHANNEL_SOCKET, Directory, Life, Record};
 use crate::driver::Options;
 use crate::process::{Ending, Process};
 use crate::qmp::{Qmp, QmpError, RunState};
+use crate::tsc::Measurement;
 use crate::{log, statistics, vsock};
 
 /// One machine.
@@ -38,6 +39,7 @@ pub(crate) struct Machine {
     directory: Directory,
     console: Console,
     options: Arc<Options>,
+    tsc: Measurement,
     events: EventSender,
     view: StdMutex<View>,
     state: Mutex<State>,
@@ -91,6 +93,7 @@ impl Machine {
         directory: Directory,
         record: Record,
         options: Arc<Options>,
+        tsc: Measurement,
         events: EventSender,
     ) -> Arc<Self> {
         let power = match &record.life {
@@ -113,6 +116,7 @@ impl Machine {
             console: Console::new(directory.path()),
             directory,
             options,
+            tsc,
             events,
             view: StdMutex::new(view),
             state: Mutex::new(State {

@@ -13,6 +13,7 @@ use hypervisor::{
 };
 
 use super::*;
+use crate::accel::Accelerator;
 use crate::argv::{self, Prepared, UEFI_VARIABLES, Wire};
 use crate::directory::{LOG, QMP_SOCKET};
 use crate::qmp::EventStream;
@@ -142,12 +143,17 @@ impl Machine {
             }
             | Boot::Kernel { .. } => None,
         };
+        let tsc_khz = match self.options.accelerator {
+            Accelerator::Tcg => self.tsc.khz().await,
+            Accelerator::Kvm => None,
+        };
         let arguments = argv::arguments(&Prepared {
             spec,
             accelerator: self.options.accelerator,
             qmp_fd,
             channel,
             hot_plug_slots: self.options.hot_plug_slots,
+            tsc_khz,
             uefi_code,
         });
         let program = &self.options.program;
@@ -321,10 +327,12 @@ impl Machine {
     /// Ends the QEMU there is, for the cause it may already have.
     async fn end(&self, state: &mut State) {
         let cause = match &state.body {
-            Body::Running(running) => match running.qmp.run_state().await {
-                Ok(run_state) => self.cause_of(run_state),
-                Err(_) => StopCause::PoweredOff,
-            },
+            Body::Running(running) => {
+                match tokio::time::timeout(LAST_BREATH, running.qmp.run_state()).await {
+                    Ok(Ok(run_state)) => self.cause_of(run_state),
+                    Ok(Err(_)) | Err(_) => StopCause::PoweredOff,
+                }
+            }
             Body::Mute { .. } => StopCause::PoweredOff,
             Body::Off | Body::Destroyed => return,
         };
@@ -337,7 +345,9 @@ impl Machine {
         let body = std::mem::replace(&mut state.body, Body::Off);
         match &body {
             Body::Running(running) => {
-                let _ = self.console.drain(&running.qmp).await;
+                // A QEMU that is stuck takes its last lines along.
+                let drain = self.console.drain(&running.qmp);
+                let _ = tokio::time::timeout(LAST_BREATH, drain).await;
                 self.write_off(state, &cause);
                 let quit = async {
                     // An answer or the end of the connection: both are well.

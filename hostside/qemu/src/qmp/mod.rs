@@ -13,6 +13,7 @@ pub use event::Event;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -44,10 +45,20 @@ pub enum QmpError {
     /// QEMU sent something that is not QMP.
     #[error("QEMU's control socket said something that is not QMP: {0}")]
     Protocol(Arc<str>),
+    /// QEMU is there and does not answer.
+    #[error("QEMU did not answer {command} within {} s", PATIENCE.as_secs())]
+    Silent {
+        /// The command.
+        command: &'static str,
+    },
     /// The socket failed.
     #[error("QEMU's control socket failed: {0}")]
     Socket(Arc<std::io::Error>),
 }
+
+/// How long an answer may take. QEMU's main loop answers at once unless it is
+/// stuck in the host's storage.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Reply = Result<Value, QmpError>;
 
@@ -114,15 +125,21 @@ impl Qmp {
     /// [`QmpError`].
     pub async fn execute(&self, command: &'static str, arguments: Value) -> Reply {
         let (reply, answer) = oneshot::channel();
-        self.requests
-            .send(Request {
-                command,
-                arguments,
-                reply,
-            })
+        let request = Request {
+            command,
+            arguments,
+            reply,
+        };
+        let answered = async {
+            self.requests
+                .send(request)
+                .await
+                .map_err(|_| QmpError::Closed)?;
+            answer.await.map_err(|_| QmpError::Closed)?
+        };
+        tokio::time::timeout(PATIENCE, answered)
             .await
-            .map_err(|_| QmpError::Closed)?;
-        answer.await.map_err(|_| QmpError::Closed)?
+            .unwrap_or(Err(QmpError::Silent { command }))
     }
 
     /// [`Self::execute`] of a command without arguments.
@@ -430,6 +447,13 @@ mod tests {
         assert!(matches!(answer, Err(QmpError::Closed)), "{answer:?}");
         assert!(events.recv().await.is_none());
         assert!(qmp.ask("query-status").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_qemu_that_does_not_answer_is_not_waited_for_for_ever() {
+        let (qmp, _events, _lines, _write) = connected().await;
+        let answer = qmp.ask("query-status").await;
+        assert!(matches!(answer, Err(QmpError::Silent { .. })), "{answer:?}");
     }
 
     #[tokio::test]

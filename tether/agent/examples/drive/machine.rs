@@ -96,6 +96,7 @@ struct Seen {
 /// A running machine.
 pub struct Machine {
     qemu: Child,
+    daemon: Option<Daemon>,
     directory: PathBuf,
     stream: UnixStream,
     session: HostSession,
@@ -107,6 +108,46 @@ pub struct Machine {
     pub events: Vec<MachineEvent>,
     off: bool,
     damage: Damage,
+}
+
+/// vhost-device-vsock, which carries AF_VSOCK to a Unix socket.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(directory: &std::path::Path, socket: &std::path::Path) -> Self {
+        let vhost = directory.join("vhost");
+        let _ = std::fs::remove_file(&vhost);
+        let child = Command::new("vhost-device-vsock")
+            .args(["--guest-cid", "3", "--uds-path"])
+            .arg(socket)
+            .arg("--socket")
+            .arg(&vhost)
+            .spawn()
+            .unwrap();
+        while !vhost.exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn connect(path: &std::path::Path, vsock: bool) -> std::io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(path)?;
+    if vsock {
+        stream.write_all(b"CONNECT 2376\n")?;
+        let mut byte = [0];
+        while byte != *b"\n" {
+            stream.read_exact(&mut byte)?;
+        }
+    }
+    Ok(stream)
 }
 
 /// Flips and drops bytes, one in so many; 0 is never.
@@ -124,7 +165,7 @@ impl Damage {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
             let random = (self.state >> 33) as u32;
-            if self.one_in == 0 || random % self.one_in != 0 {
+            if self.one_in == 0 || !random.is_multiple_of(self.one_in) {
                 damaged.push(byte);
             } else if random & 0x1000 != 0 {
                 damaged.push(byte ^ (1 << (random >> 16 & 7)));
@@ -180,11 +221,14 @@ impl Machine {
         let overlay = directory.join("root.img");
         std::fs::copy(&options.image, &overlay).unwrap();
         let serial = options.channel == "serial";
-        let channel = if serial {
-            "serial:ttyS1"
-        } else {
-            "virtio:org.tether.channel"
+        let vsock = options.channel == "vsock";
+        let channel = match options.channel.as_str() {
+            "serial" => "serial:ttyS1",
+            "vsock" => "vsock:2376",
+            _ => "virtio:org.tether.channel",
         };
+        // The kernel's vhost-vsock would do as well, and needs a host that has it.
+        let daemon = vsock.then(|| Daemon::start(&directory, &socket));
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args([
             "-accel", "tcg", "-machine", "q35", "-cpu", "max", "-display", "none",
@@ -206,13 +250,27 @@ impl Machine {
         .args(["-device", "virtio-blk-pci,drive=root,serial=image"])
         .args(["-netdev", "user,id=net", "-device"])
         .arg("virtio-net-pci,netdev=net,mac=52:54:00:00:00:01,romfile=")
-        .args(["-no-reboot", "-chardev"])
-        .arg(format!(
-            "socket,id=channel,server=on,wait=off,path={}",
-            socket.display()
-        ));
+        .arg("-no-reboot");
+        if !vsock {
+            qemu.arg("-chardev").arg(format!(
+                "socket,id=channel,server=on,wait=off,path={}",
+                socket.display()
+            ));
+        }
         if serial {
             qemu.args(["-serial", "chardev:channel"]);
+        } else if vsock {
+            qemu.arg("-object")
+                .arg(format!(
+                    "memory-backend-memfd,id=mem,size={}M,share=on",
+                    options.memory
+                ))
+                .args(["-machine", "memory-backend=mem", "-chardev"])
+                .arg(format!(
+                    "socket,id=vsock,path={}",
+                    directory.join("vhost").display()
+                ))
+                .args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
         } else {
             qemu.args(["-device", "virtio-serial-pci", "-device"])
                 .arg("virtserialport,chardev=channel,name=org.tether.channel");
@@ -230,7 +288,7 @@ impl Machine {
         let started = Instant::now();
         let mut child = qemu.stdin(Pipe::null()).spawn().unwrap();
         let stream = loop {
-            match UnixStream::connect(&socket) {
+            match connect(&socket, vsock) {
                 Ok(stream) => break stream,
                 Err(_) => {
                     assert!(child.try_wait().unwrap().is_none(), "QEMU ended");
@@ -245,6 +303,7 @@ impl Machine {
         };
         Self {
             qemu: child,
+            daemon,
             directory,
             stream,
             session: HostSession::new(kind, ChannelKey([0; 32]), [1; 16]),
@@ -280,7 +339,7 @@ impl Machine {
         let path = self.directory.join("channel");
         // QEMU listens again once it has seen the end of this one.
         self.stream = loop {
-            match UnixStream::connect(&path) {
+            match connect(&path, self.daemon.is_some()) {
                 Ok(stream) => break stream,
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }

@@ -192,6 +192,11 @@ fn terminal(options: &Options) {
     };
     machine.ask(Request::Resize { process, size }).unwrap();
     machine.wait_output(ProcessId::MAIN, b"40 120");
+    // A terminal without input is silent, not at its end.
+    let mut silent = exec(&["sh", "-c", "timeout 1 cat; echo $?"]);
+    silent.stdio = Stdio::Terminal { size, stdin: false };
+    let finished = machine.run(ProcessId(2), silent, b"");
+    assert!(finished.text().ends_with("143\r\n"));
     let mut second = exec(&["tty"]);
     second.stdio = stdio;
     let finished = machine.run(ProcessId(1), second, b"");

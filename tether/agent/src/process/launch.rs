@@ -248,8 +248,8 @@ fn streams(
             let descriptors = Descriptors::Given(theirs.numbers());
             Ok((streams, descriptors, Some(theirs)))
         }
-        Stdio::Terminal { size, .. } => {
-            let (streams, number) = stdio::terminal(container, size)?;
+        Stdio::Terminal { size, stdin } => {
+            let (streams, number) = stdio::terminal(container, size, stdin)?;
             let descriptors = Descriptors::Terminal {
                 path: c_string(&format!("/dev/pts/{number}"))?,
                 console: matches!(spec.role, Role::Main { .. }),
@@ -287,7 +287,7 @@ fn c_strings(texts: &[String]) -> Result<Vec<CString>> {
 /// A pid namespace whose first process is gone takes no more (pid_namespaces(7)).
 fn kind_of_spawn(errno: Errno) -> ErrorKind {
     match errno {
-        Errno::SRCH | Errno::NOMEM | Errno::INVAL => ErrorKind::Busy,
+        Errno::SRCH | Errno::NOMEM => ErrorKind::Busy,
         Errno::AGAIN => ErrorKind::Limit,
         _ => ErrorKind::System,
     }

@@ -41,7 +41,7 @@ pub enum Line {
     Start,
     /// Amidst it.
     Middle,
-    /// The end was sent.
+    /// The end was sent; or nothing ever is, and the terminal stays silent.
     Ended,
 }
 
@@ -88,7 +88,7 @@ pub fn pipes(stdin: bool) -> Result<(Streams, ChildPipes)> {
 ///
 /// # Errors
 /// What `open(2)` says.
-pub fn terminal(container: &Tree, size: TerminalSize) -> Result<(Streams, u32)> {
+pub fn terminal(container: &Tree, size: TerminalSize, stdin: bool) -> Result<(Streams, u32)> {
     let what = || "making a terminal";
     let flags = OFlags::RDWR | OFlags::NONBLOCK;
     let master = container.open_file("/dev/pts/ptmx", flags).context(what)?;
@@ -98,7 +98,7 @@ pub fn terminal(container: &Tree, size: TerminalSize) -> Result<(Streams, u32)> 
     }
     let streams = Streams::Terminal {
         master: Some(master),
-        line: Line::Start,
+        line: if stdin { Line::Start } else { Line::Ended },
     };
     Ok((streams, number))
 }
