@@ -368,9 +368,8 @@ impl Foreground<'_> {
     }
 
     fn lend_terminal(&self) -> Result<Option<terminal::Raw>> {
-        if !(self.record.has_terminal() && self.record.interactive)
-            || !terminal::stdin_is_terminal()
-        {
+        let wanted = self.record.has_terminal() && self.record.interactive;
+        if !wanted || !terminal::stdin_is_terminal() {
             return Ok(None);
         }
         terminal::Raw::enter()

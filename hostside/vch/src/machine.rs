@@ -10,23 +10,48 @@ use hypervisor::{
     DiskSource, DiskSpec, Firmware, GuestDebugger, Hardware, Hypervisor, MacAddress, MachineId,
     MachineSpec, Memory, NicSpec, Protocol, PublishedPort,
 };
+use qemu::{AcceleratorChoice, Probe};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tether_wire::message::{DiskId, Mount, MountSource};
 
-/// Opens the driver of one container.
+/// Opens the driver of one container, with the accelerator that `record` asks for.
 ///
 /// # Errors
 /// The directory is another process's, or KVM was asked for and does not work.
-pub async fn driver(directory: &Path, accel: &str) -> Result<Arc<dyn Hypervisor>> {
-    let mut options = qemu::Options::default();
-    options.accelerator = match accel {
-        "kvm" => qemu::Accelerator::Kvm,
-        _ => qemu::Accelerator::Tcg,
+pub async fn driver(directory: &Path, record: &MachineRecord) -> Result<Arc<dyn Hypervisor>> {
+    let options = qemu::Options::default();
+    let choice: AcceleratorChoice = record.accel.parse().map_err(|why: String| anyhow!(why))?;
+    let probe = Probe {
+        program: options.program.clone(),
+        kernel: match &record.spec.boot {
+            Boot::Kernel { kernel, .. } => Some(kernel.clone()),
+            // What is on the ISO is beside it.
+            Boot::Iso { iso, .. } => Some(iso.with_file_name("bzImage")).filter(|k| k.exists()),
+        },
+        cache: cache(),
+    };
+    let acceleration = probe.choose(choice).await?;
+    let options = qemu::Options {
+        accelerator: acceleration.accelerator,
+        ..options
     };
     let driver = qemu::Qemu::open(directory, options).await?;
     Ok(Arc::new(driver))
+}
+
+/// Where what was found out about this host is kept.
+pub fn cache() -> PathBuf {
+    let directory = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(cache) = directory("TETHER_CACHE") {
+        return PathBuf::from(cache);
+    }
+    match (directory("XDG_CACHE_HOME"), directory("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache).join("tether"),
+        (None, Some(home)) => PathBuf::from(home).join(".cache/tether"),
+        (None, None) => std::env::temp_dir().join("tether"),
+    }
 }
 
 /// The VM that was asked for. `disk` is where its root will be.

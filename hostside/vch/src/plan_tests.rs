@@ -40,7 +40,8 @@ fn image() -> ImageConfig {
 fn entrypoint_and_command_merge_as_docker_merges_them() {
     let mut no_entrypoint = image();
     no_entrypoint.entrypoint.clear();
-    let cases: &[(&[&str], &ImageConfig, Option<&[&str]>)] = &[
+    type Case<'a> = (&'a [&'a str], &'a ImageConfig, Option<&'a [&'a str]>);
+    let cases: &[Case<'_>] = &[
         (&["img"], &image(), Some(&["/entry", "default", "args"])),
         (&["img", "x"], &image(), Some(&["/entry", "x"])),
         (&["--entrypoint", "e", "img"], &image(), Some(&["e"])),

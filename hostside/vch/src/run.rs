@@ -179,7 +179,7 @@ impl Container {
     /// # Errors
     /// The driver's.
     pub async fn driver(&self) -> Result<Arc<dyn Hypervisor>> {
-        machine::driver(&self.directory.join("vm"), &self.record.machine.accel).await
+        machine::driver(&self.directory.join("vm"), &self.record.machine).await
     }
 
     /// Makes of disks and VM what is not there yet, and powers it on if it never was. May be cut

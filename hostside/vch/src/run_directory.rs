@@ -249,7 +249,7 @@ fn lock(directory: &Path) -> Result<Option<File>> {
     // It may have been removed between opening and locking.
     use std::os::unix::fs::MetadataExt;
     let same = path.metadata().ok().zip(file.metadata().ok());
-    if !same.is_some_and(|(named, held)| named.ino() == held.ino()) {
+    if same.is_none_or(|(named, held)| named.ino() != held.ino()) {
         bail!("{} was removed meanwhile", directory.display());
     }
     let pid = std::process::id().to_string();

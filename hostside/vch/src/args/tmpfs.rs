@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn a_tmpfs_has_dockers_defaults_unless_told_otherwise() {
-        let cases: &[(&str, Option<(&str, u64, u32, &str, bool)>)] = &[
+        type Expected = (&'static str, u64, u32, &'static str, bool);
+        let cases: &[(&str, Option<Expected>)] = &[
             (
                 "/run",
                 Some(("/run", 0, 0o1777, "noexec,nosuid,nodev", false)),
