@@ -53,7 +53,10 @@ impl Environment {
             .with_context(|| format!("there is no boot image {}", boot_image.display()))?;
         for file in ["bzImage", "initramfs.cpio", "tether.iso"] {
             if !boot_image.join(file).is_file() {
-                bail!("{} has no {file}: run scripts/boot-image", boot_image.display());
+                bail!(
+                    "{} has no {file}: run scripts/boot-image",
+                    boot_image.display()
+                );
             }
         }
         let samples = match &options.samples {
@@ -133,10 +136,18 @@ impl Environment {
         let slug: String = test
             .title()
             .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '-'
+                }
+            })
             .take(48)
             .collect();
-        let directory = self.out.join(format!("{:03}-{}", index + 1, slug.trim_end_matches('-')));
+        let directory = self
+            .out
+            .join(format!("{:03}-{}", index + 1, slug.trim_end_matches('-')));
         let make = || {
             if directory.exists() {
                 std::fs::remove_dir_all(&directory)?;

@@ -78,7 +78,10 @@ impl Machine {
         store.child(&image.id, &id.to_string(), &disk)?;
         let driver = Qemu::open(t.file(&format!("vm-{id}")), Options::default()).await?;
         if !driver.capabilities().channels.contains(&wanted.channel) {
-            return crate::harness::skip(format!("the driver has no {} channel here", wanted.channel));
+            return crate::harness::skip(format!(
+                "the driver has no {} channel here",
+                wanted.channel
+            ));
         }
         let mut key = [0; 32];
         key.copy_from_slice(&random.bytes(32));
@@ -110,7 +113,15 @@ impl Machine {
         driver.power_on(&id).await?;
         let driver = Arc::new(driver);
         let told = Told::default();
-        let link = Arc::new(connect(&driver, id, key, &wanted, &told, &mut random, Vec::new())?);
+        let link = Arc::new(connect(
+            &driver,
+            id,
+            key,
+            &wanted,
+            &told,
+            &mut random,
+            Vec::new(),
+        )?);
         let machine = Self {
             driver,
             id,
@@ -147,7 +158,15 @@ impl Machine {
     /// The link's.
     pub async fn another_controller(&mut self, adopt: Vec<Adopted>) -> Result<()> {
         let (driver, random) = (&self.driver, &mut self.random);
-        let link = connect(driver, self.id, self.key, &self.wanted, &self.told, random, adopt)?;
+        let link = connect(
+            driver,
+            self.id,
+            self.key,
+            &self.wanted,
+            &self.told,
+            random,
+            adopt,
+        )?;
         self.link = Arc::new(link);
         self.link.ready(BOOT).await?;
         Ok(())
@@ -156,7 +175,8 @@ impl Machine {
     /// Lets the controller go, and time pass in which the guest sees that nobody is there: the one
     /// thing here that only time brings.
     pub async fn nobody(&mut self) {
-        let nowhere = || async { Err::<tokio::io::DuplexStream, _>(io::ErrorKind::NotFound.into()) };
+        let nowhere =
+            || async { Err::<tokio::io::DuplexStream, _>(io::ErrorKind::NotFound.into()) };
         let config = Config::new(CarrierKind::Stream, tether_wire::ChannelKey(self.key));
         if let Ok(link) = Link::spawn(nowhere, config) {
             self.link = Arc::new(link);
@@ -239,7 +259,9 @@ fn connect(
                 .await
                 .map_err(|error| io::Error::other(format!("{:#}", anyhow!(error))))?;
             if (channel.carrier == Carrier::Serial) != (carrier == CarrierKind::Serial) {
-                return Err(io::Error::other("the driver calls the carrier something else"));
+                return Err(io::Error::other(
+                    "the driver calls the carrier something else",
+                ));
             }
             Ok(match lies {
                 None => channel.io,

@@ -39,7 +39,8 @@ impl Terminal {
         grantpt(&keyboard)?;
         unlockpt(&keyboard)?;
         let name = ptsname(&keyboard, Vec::new())?;
-        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+        let flags =
+            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
         let line = rustix::fs::open(name.as_c_str(), flags, rustix::fs::Mode::empty())
             .context("cannot open the pseudo-terminal's line")?;
         let keyboard = File::from(keyboard);

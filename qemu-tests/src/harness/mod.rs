@@ -82,7 +82,11 @@ pub fn run(options: Options, tests: &[Test]) -> Result<bool> {
     }
     if options.list {
         for test in &chosen {
-            println!("{}{}", test.title(), if test.full { " (--full)" } else { "" });
+            println!(
+                "{}{}",
+                test.title(),
+                if test.full { " (--full)" } else { "" }
+            );
         }
         return Ok(true);
     }

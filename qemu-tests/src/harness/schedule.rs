@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// How long processes of a test that passed may take to end by themselves.
@@ -24,11 +24,7 @@ thread_local! {
 
 /// Runs all of them and says, as each ends, what became of it; returns the same in the order of
 /// `tests`.
-pub fn run_all(
-    tests: &[Test],
-    environment: &Arc<Environment>,
-    jobs: u32,
-) -> Vec<(Test, Outcome)> {
+pub fn run_all(tests: &[Test], environment: &Arc<Environment>, jobs: u32) -> Vec<(Test, Outcome)> {
     // The message becomes the test's reason, and is said once.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -41,7 +37,10 @@ pub fn run_all(
     let mut ended_count = 0;
     while ended_count < tests.len() {
         // The first that fits: a big one is passed by until there is room, and it is first in turn.
-        while let Some(position) = waiting.iter().position(|(_, test)| needs(test, jobs) <= free) {
+        while let Some(position) = waiting
+            .iter()
+            .position(|(_, test)| needs(test, jobs) <= free)
+        {
             let Some((index, test)) = waiting.remove(position) else {
                 break;
             };

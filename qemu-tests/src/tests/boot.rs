@@ -9,17 +9,34 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub const TESTS: &[Test] = &[
-    Test::new("boot", "the kernel boots directly, told what --append says", kernel),
+    Test::new(
+        "boot",
+        "the kernel boots directly, told what --append says",
+        kernel,
+    ),
     Test::new("boot", "the ISO boots by BIOS", iso_bios),
     Test::new("boot", "the ISO boots by UEFI firmware", iso_uefi),
     Test::new("boot", "the kernel boots on VMware's hardware", vmware),
-    Test::new("boot", "the ISO boots on VMware's hardware by both firmwares", vmware_iso).minutes(5),
+    Test::new(
+        "boot",
+        "the ISO boots on VMware's hardware by both firmwares",
+        vmware_iso,
+    )
+    .minutes(5),
     Test::new("boot", "the channel runs over virtio", virtio),
     Test::new("boot", "the channel runs over a serial line", serial),
     Test::new("boot", "the channel runs over vsock", vsock),
     Test::new("boot", "--console shows the kernel's log", console),
-    Test::new("boot", "another kernel and initramfs are booted when named", other_kernel),
-    Test::new("boot", "--gdb holds the machine until the debugger lets it go", gdb),
+    Test::new(
+        "boot",
+        "another kernel and initramfs are booted when named",
+        other_kernel,
+    ),
+    Test::new(
+        "boot",
+        "--gdb holds the machine until the debugger lets it go",
+        gdb,
+    ),
 ];
 
 /// What a guest says of its hardware: a disk's driver, the vNIC's, and whether it can look around.
@@ -75,10 +92,30 @@ fn vmware(t: &Context) -> Result<()> {
 }
 
 fn vmware_iso(t: &Context) -> Result<()> {
-    let bios = boots(t, &["--hardware", "vmware", "--boot", "iso", "--firmware", "bios"])?;
+    let bios = boots(
+        t,
+        &[
+            "--hardware",
+            "vmware",
+            "--boot",
+            "iso",
+            "--firmware",
+            "bios",
+        ],
+    )?;
     assert_eq!(bios, "vmxnet3\n/dev/sd\nhello\n");
     need_uefi()?;
-    let uefi = boots(t, &["--hardware", "vmware", "--boot", "iso", "--firmware", "uefi"])?;
+    let uefi = boots(
+        t,
+        &[
+            "--hardware",
+            "vmware",
+            "--boot",
+            "iso",
+            "--firmware",
+            "uefi",
+        ],
+    )?;
     assert_eq!(uefi, "vmxnet3\n/dev/sd\nhello\n");
     Ok(())
 }
@@ -153,7 +190,10 @@ fn gdb(t: &Context) -> Result<()> {
     stub.write_all(b"$?#3f")?;
     let mut answer = [0; 3];
     stub.read_exact(&mut answer)?;
-    assert_eq!(&answer, b"+$T", "the debugger's stub answered something else");
+    assert_eq!(
+        &answer, b"+$T",
+        "the debugger's stub answered something else"
+    );
     stub.write_all(b"+$D#44")?;
     running.wait()?.status(0).stdout("hello\n");
     Ok(())

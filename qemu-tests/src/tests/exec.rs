@@ -14,14 +14,51 @@ use tokio::task::JoinSet;
 const SIGKILL: u8 = 9;
 
 pub const TESTS: &[Test] = &[
-    Test::new("exec", "fifty execs at once each have their own output and status", fifty),
-    Test::new("exec", "a thousand execs in a row lose no last line and no status", thousand).minutes(5),
-    Test::new("exec", "ten thousand execs in a row lose no last line and no status", ten_thousand).minutes(40).full(),
-    Test::new("exec", "ten thousand short processes in a row inside the guest lose nothing", shorts).minutes(8),
-    Test::new("exec", "a thousand orphans leave no zombie under --init, under --pid host and of an exec", orphans).minutes(6),
-    Test::new("exec", "a reader that stops reading one stream does not delay another", stalled),
-    Test::new("exec", "the guest lists its processes and measures itself", lists),
-    Test::new("exec", "a disk that is not there is named when the deadline has passed", missing_disk),
+    Test::new(
+        "exec",
+        "fifty execs at once each have their own output and status",
+        fifty,
+    ),
+    Test::new(
+        "exec",
+        "a thousand execs in a row lose no last line and no status",
+        thousand,
+    )
+    .minutes(5),
+    Test::new(
+        "exec",
+        "ten thousand execs in a row lose no last line and no status",
+        ten_thousand,
+    )
+    .minutes(40)
+    .full(),
+    Test::new(
+        "exec",
+        "ten thousand short processes in a row inside the guest lose nothing",
+        shorts,
+    )
+    .minutes(8),
+    Test::new(
+        "exec",
+        "a thousand orphans leave no zombie under --init, under --pid host and of an exec",
+        orphans,
+    )
+    .minutes(6),
+    Test::new(
+        "exec",
+        "a reader that stops reading one stream does not delay another",
+        stalled,
+    ),
+    Test::new(
+        "exec",
+        "the guest lists its processes and measures itself",
+        lists,
+    ),
+    Test::new(
+        "exec",
+        "a disk that is not there is named when the deadline has passed",
+        missing_disk,
+    ),
 ];
 
 /// A guest whose main process lasts.
@@ -40,9 +77,8 @@ async fn fifty_execs(machine: &Machine) -> Result<()> {
     for number in 1..=50u32 {
         let link = machine.link.clone();
         running.spawn(async move {
-            let script = format!(
-                "read word; echo out {number} $word; echo err {number} >&2; exit {number}"
-            );
+            let script =
+                format!("read word; echo out {number} $word; echo err {number} >&2; exit {number}");
             let spec = with_input(exec(&["sh", "-c", &script]));
             let input = format!("word{number}\n");
             (
@@ -81,10 +117,20 @@ fn in_a_row(t: &Context, count: u32) -> Result<()> {
                 stdout,
                 stderr,
                 exit,
-            } = machine.run(number, exec(&["sh", "-c", &script]), b"").await?;
+            } = machine
+                .run(number, exec(&["sh", "-c", &script]), b"")
+                .await?;
             assert_eq!(
-                (String::from_utf8_lossy(&stdout).as_ref(), stderr.len(), exit.status),
-                (format!("line {number}\n").as_str(), 0, ExitStatus::Code(code))
+                (
+                    String::from_utf8_lossy(&stdout).as_ref(),
+                    stderr.len(),
+                    exit.status
+                ),
+                (
+                    format!("line {number}\n").as_str(),
+                    0,
+                    ExitStatus::Code(code)
+                )
             );
         }
         machine.end().await
@@ -214,7 +260,11 @@ async fn fifty_from(machine: &Machine, first: u32) -> Result<()> {
 fn lists(t: &Context) -> Result<()> {
     block_on(t, async {
         let machine = lasting(t).await?;
-        let spec = exec(&["sh", "-c", "x=$(dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' x); echo up; exec sleep 5000"]);
+        let spec = exec(&[
+            "sh",
+            "-c",
+            "x=$(dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' x); echo up; exec sleep 5000",
+        ]);
         let mut second = machine.link.start(ProcessId(1), spec).await?;
         let up = second.stdout.next().await?;
         assert_eq!(up.map(|chunk| chunk.data.to_vec()), Some(b"up\n".to_vec()));
@@ -232,8 +282,14 @@ fn lists(t: &Context) -> Result<()> {
         assert_eq!(statistics.cpu.online, 1);
         let cpu = statistics.cpu;
         // The machine's time is counted in ticks, the container's in nanoseconds.
-        assert!(cpu.container > 0 && cpu.machine > cpu.container / 2, "{cpu:?}");
-        assert!(memory.total > 90 << 20 && memory.total <= 128 << 20, "{memory:?}");
+        assert!(
+            cpu.container > 0 && cpu.machine > cpu.container / 2,
+            "{cpu:?}"
+        );
+        assert!(
+            memory.total > 90 << 20 && memory.total <= 128 << 20,
+            "{memory:?}"
+        );
         assert!(memory.available < memory.total && memory.container < memory.total);
         assert!(memory.tether > 0 && memory.tether < 4 << 20, "{memory:?}");
         assert_eq!(memory.oom_kills, 0);
@@ -244,7 +300,10 @@ fn lists(t: &Context) -> Result<()> {
         machine.link.set_clock(then.as_nanos() as u64).await?;
         let date = machine.run(2, exec(&["date", "+%s"]), b"").await?;
         let seconds: u64 = date.text().trim().parse()?;
-        assert!((2_000_000_000..2_000_000_060).contains(&seconds), "{seconds}");
+        assert!(
+            (2_000_000_000..2_000_000_060).contains(&seconds),
+            "{seconds}"
+        );
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         machine.link.set_clock(now.as_nanos() as u64).await?;
         machine.end().await

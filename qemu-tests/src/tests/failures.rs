@@ -7,13 +7,41 @@ use anyhow::Result;
 pub const TESTS: &[Test] = &[
     Test::new("failures", "an image that is not there is named", no_image),
     Test::new("failures", "a volume that is not there is named", no_volume),
-    Test::new("failures", "a boot image that is not there is named", no_boot_image),
-    Test::new("failures", "a flag of docker's that makes no sense here says why", no_flag),
-    Test::new("failures", "a user that is not in the image is named", no_user),
-    Test::new("failures", "a guest that never says hello shows its last console lines", no_hello),
-    Test::new("failures", "a kernel that panics at boot says so", panic_at_boot),
-    Test::new("failures", "a kernel that panics under a running process says so", panic_later),
-    Test::new("failures", "a process that runs out of memory is 137 and says so", out_of_memory),
+    Test::new(
+        "failures",
+        "a boot image that is not there is named",
+        no_boot_image,
+    ),
+    Test::new(
+        "failures",
+        "a flag of docker's that makes no sense here says why",
+        no_flag,
+    ),
+    Test::new(
+        "failures",
+        "a user that is not in the image is named",
+        no_user,
+    ),
+    Test::new(
+        "failures",
+        "a guest that never says hello shows its last console lines",
+        no_hello,
+    ),
+    Test::new(
+        "failures",
+        "a kernel that panics at boot says so",
+        panic_at_boot,
+    ),
+    Test::new(
+        "failures",
+        "a kernel that panics under a running process says so",
+        panic_later,
+    ),
+    Test::new(
+        "failures",
+        "a process that runs out of memory is 137 and says so",
+        out_of_memory,
+    ),
 ];
 
 fn no_image(t: &Context) -> Result<()> {
@@ -46,7 +74,10 @@ fn no_volume(t: &Context) -> Result<()> {
         .says(&["missing.vmdk"]);
     std::fs::write(t.file("nonsense.vmdk"), "this is no VMDK\n")?;
     t.run(["true"])
-        .flags(["-v", &format!("{}:/data", t.file("nonsense.vmdk").display())])
+        .flags([
+            "-v",
+            &format!("{}:/data", t.file("nonsense.vmdk").display()),
+        ])
         .done()?
         .status(125)
         .stdout("")
@@ -126,12 +157,16 @@ fn panic_later(t: &Context) -> Result<()> {
 }
 
 fn out_of_memory(t: &Context) -> Result<()> {
-    t.run(["sh", "-c", "echo before; x=x; while :; do x=$x$x; done; echo after"])
-        .flags(["-m", "96m"])
-        .done()?
-        .status(137)
-        .stdout("before\n")
-        .says(&["ran out of memory"]);
+    t.run([
+        "sh",
+        "-c",
+        "echo before; x=x; while :; do x=$x$x; done; echo after",
+    ])
+    .flags(["-m", "96m"])
+    .done()?
+    .status(137)
+    .stdout("before\n")
+    .says(&["ran out of memory"]);
     // Another process of the container may be the one that is killed.
     t.script("if sh -c 'x=x; while :; do x=$x$x; done'; then exit 1; else [ $? = 137 ]; fi")
         .flags(["-m", "96m"])

@@ -4,14 +4,26 @@ use crate::harness::{Context, Test};
 use anyhow::Result;
 
 pub const TESTS: &[Test] = &[
-    Test::new("flags", "-e and --env-file make the environment", environment),
+    Test::new(
+        "flags",
+        "-e and --env-file make the environment",
+        environment,
+    ),
     Test::new("flags", "-w is where it starts, made if missing", workdir),
     Test::new("flags", "-u takes names, numbers and groups", users),
-    Test::new("flags", "names and addresses go into /etc without touching the image", names),
+    Test::new(
+        "flags",
+        "names and addresses go into /etc without touching the image",
+        names,
+    ),
     Test::new("flags", "--entrypoint replaces the image's", entrypoint),
     Test::new("flags", "-m and --cpus are what the guest has", size),
     Test::new("flags", "--init is process 1, forwards and reaps", init),
-    Test::new("flags", "--read-only leaves only --tmpfs to write to", read_only),
+    Test::new(
+        "flags",
+        "--read-only leaves only --tmpfs to write to",
+        read_only,
+    ),
     Test::new("flags", "--ulimit sets both limits", ulimit),
     Test::new("flags", "--label and --cidfile tell who it is", label),
     Test::new("flags", "a name is taken once", name),
@@ -20,12 +32,24 @@ pub const TESTS: &[Test] = &[
 
 fn environment(t: &Context) -> Result<()> {
     let file = t.file("variables");
-    std::fs::write(&file, "# a comment\nFROM_FILE=a b\n\nPASSED_BY_FILE\nTWICE=file\n")?;
+    std::fs::write(
+        &file,
+        "# a comment\nFROM_FILE=a b\n\nPASSED_BY_FILE\nTWICE=file\n",
+    )?;
     let done = t
         .run(["env"])
         .variable("PASSED", "by name")
         .variable("PASSED_BY_FILE", "by file")
-        .flags(["-e", "GIVEN=x=y", "-e", "PASSED", "-e", "ABSENT", "-e", "EMPTY="])
+        .flags([
+            "-e",
+            "GIVEN=x=y",
+            "-e",
+            "PASSED",
+            "-e",
+            "ABSENT",
+            "-e",
+            "EMPTY=",
+        ])
         .flags(["-e", "TWICE=flag", "--hostname", "box"])
         .flags(["--env-file".as_ref(), file.as_os_str()])
         .done()?;
@@ -68,7 +92,17 @@ fn users(t: &Context) -> Result<()> {
         // Groups of the image's /etc/group come with a user, unless a group is named.
         (&["-u", "daemon"][..], "1 1 1 29 33 /usr/sbin"),
         (&["-u", "daemon:www-data"], "1 33 33 /usr/sbin"),
-        (&["-u", "1234:5678", "--group-add", "audio", "--group-add", "99"], "1234 5678 5678 29 99 /"),
+        (
+            &[
+                "-u",
+                "1234:5678",
+                "--group-add",
+                "audio",
+                "--group-add",
+                "99",
+            ],
+            "1234 5678 5678 29 99 /",
+        ),
     ] {
         let done = t
             .run(["sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME"])
@@ -81,7 +115,12 @@ fn users(t: &Context) -> Result<()> {
             words.sort();
             words
         };
-        assert_eq!(sorted(&done.text()), sorted(said), "{flags:?}: {}", done.text());
+        assert_eq!(
+            sorted(&done.text()),
+            sorted(said),
+            "{flags:?}: {}",
+            done.text()
+        );
     }
     Ok(())
 }
@@ -99,7 +138,14 @@ fn names(t: &Context) -> Result<()> {
              grep ^options /etc/resolv.conf",
         )
         .flags(["-h", "box", "--add-host", "db:10.9.8.7"])
-        .flags(["--dns", "10.1.2.3", "--dns", "10.1.2.4", "--dns-search", "example.org"])
+        .flags([
+            "--dns",
+            "10.1.2.3",
+            "--dns",
+            "10.1.2.4",
+            "--dns-search",
+            "example.org",
+        ])
         .flags(["--dns-option", "ndots:2"])
         .done()?
         .finished();
@@ -142,7 +188,11 @@ fn init(t: &Context) -> Result<()> {
         .finished();
     assert!(said.starts_with("1\n"), "{said}");
     let mut running = t
-        .run(["sh", "-c", "trap 'echo told; exit 6' USR1; echo ready; while :; do sleep 1; done"])
+        .run([
+            "sh",
+            "-c",
+            "trap 'echo told; exit 6' USR1; echo ready; while :; do sleep 1; done",
+        ])
         .flags(["--init"])
         .spawn()?;
     running.expect("ready\n");
@@ -161,7 +211,13 @@ fn read_only(t: &Context) -> Result<()> {
              grep ' /scratch ' /proc/mounts | grep -o noexec
              cat /etc/hostname",
         )
-        .flags(["--read-only", "-h", "box", "--tmpfs", "/scratch:size=8m,mode=1770,noexec"])
+        .flags([
+            "--read-only",
+            "-h",
+            "box",
+            "--tmpfs",
+            "/scratch:size=8m,mode=1770,noexec",
+        ])
         .done()?
         .finished();
     assert_eq!(said, "1770\n8\nnoexec\nbox\n");
@@ -181,7 +237,15 @@ fn ulimit(t: &Context) -> Result<()> {
 fn label(t: &Context) -> Result<()> {
     let id = t.file("id");
     t.run(["true"])
-        .flags(["--name", "web", "-l", "tier=front", "--label", "bare", "--cidfile"])
+        .flags([
+            "--name",
+            "web",
+            "-l",
+            "tier=front",
+            "--label",
+            "bare",
+            "--cidfile",
+        ])
         .flags([&id])
         .done()?
         .status(0);
@@ -231,7 +295,10 @@ fn rm(t: &Context) -> Result<()> {
         .flags(["--rm"])
         .done()?
         .status(4);
-    t.run(["no-such-program"]).flags(["--rm"]).done()?.status(127);
+    t.run(["no-such-program"])
+        .flags(["--rm"])
+        .done()?
+        .status(127);
     let left: Vec<_> = std::fs::read_dir(t.state().join("runs"))?
         .map(|entry| entry.map(|entry| entry.file_name()))
         .collect::<std::io::Result<_>>()?;

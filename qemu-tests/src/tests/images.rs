@@ -7,13 +7,38 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub const TESTS: &[Test] = &[
-    Test::new("images", "sample/debian runs bash, apt-get and perl, and ps shows the process as 1", debian).minutes(5),
-    Test::new("images", "the image's disk passes e2fsck before, and the child after power-off", e2fsck),
+    Test::new(
+        "images",
+        "sample/debian runs bash, apt-get and perl, and ps shows the process as 1",
+        debian,
+    )
+    .minutes(5),
+    Test::new(
+        "images",
+        "the image's disk passes e2fsck before, and the child after power-off",
+        e2fsck,
+    ),
     Test::new("images", "what a container writes is its own", own_disk),
-    Test::new("images", "a new volume is made, keeps its data, and can be read-only", volume),
-    Test::new("images", "an ext4 VMDK of someone else's is a volume", foreign_volume),
-    Test::new("images", "an empty volume gets what the image has there", populate),
-    Test::new("images", "a root directory runs without being imported by hand", rootfs),
+    Test::new(
+        "images",
+        "a new volume is made, keeps its data, and can be read-only",
+        volume,
+    ),
+    Test::new(
+        "images",
+        "an ext4 VMDK of someone else's is a volume",
+        foreign_volume,
+    ),
+    Test::new(
+        "images",
+        "an empty volume gets what the image has there",
+        populate,
+    ),
+    Test::new(
+        "images",
+        "a root directory runs without being imported by hand",
+        rootfs,
+    ),
 ];
 
 fn debian(t: &Context) -> Result<()> {
@@ -34,7 +59,12 @@ fn debian(t: &Context) -> Result<()> {
         .collect();
     assert_eq!(
         words,
-        [vec!["bash", "5"], vec!["apt"], vec!["1,4,9,16,25"], vec!["1", "bash"]]
+        [
+            vec!["bash", "5"],
+            vec!["apt"],
+            vec!["1,4,9,16,25"],
+            vec!["1", "bash"]
+        ]
     );
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The tests, a file for each group.
 
 mod boot;
+mod builds;
 mod exec;
 mod failures;
 mod flags;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Test> {
         terminal::TESTS,
         network::TESTS,
         images::TESTS,
+        builds::TESTS,
     ]
     .concat()
 }

@@ -7,8 +7,16 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 pub const TESTS: &[Test] = &[
-    Test::new("network", "a published port reaches the container's HTTP server", published),
-    Test::new("network", "the container reaches the host's network", outward),
+    Test::new(
+        "network",
+        "a published port reaches the container's HTTP server",
+        published,
+    ),
+    Test::new(
+        "network",
+        "the container reaches the host's network",
+        outward,
+    ),
     Test::new("network", "a port that is taken is named", taken),
     Test::new("network", "--network none has only the loopback", none),
 ];
@@ -16,7 +24,11 @@ pub const TESTS: &[Test] = &[
 fn published(t: &Context) -> Result<()> {
     let port = free_port()?;
     let mut running = t
-        .run(["sh", "-c", "mkdir /www; echo over there >/www/page; httpd -p 8080 -h /www; echo up; cat"])
+        .run([
+            "sh",
+            "-c",
+            "mkdir /www; echo over there >/www/page; httpd -p 8080 -h /www; echo up; cat",
+        ])
         .flags(["-i", "-p", &format!("127.0.0.1:{port}:8080")])
         .stdin_open()
         .spawn()?;
@@ -26,7 +38,10 @@ fn published(t: &Context) -> Result<()> {
         server.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
         server.read_to_string(&mut answer)?;
-        assert!(answer.starts_with("HTTP/1.") && answer.contains(" 200 "), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.") && answer.contains(" 200 "),
+            "{answer}"
+        );
         assert!(answer.ends_with("over there\n"), "{answer}");
     }
     running.wait()?.status(0);
@@ -42,7 +57,9 @@ fn outward(t: &Context) -> Result<()> {
         Ok(())
     });
     let said = t
-        .script(&format!("nc 10.0.2.2 {port} </dev/null; ip -o -4 addr show eth0 | awk '{{ print $4 }}'"))
+        .script(&format!(
+            "nc 10.0.2.2 {port} </dev/null; ip -o -4 addr show eth0 | awk '{{ print $4 }}'"
+        ))
         .done()?
         .finished();
     assert_eq!(said, "hello from the host\n10.0.2.15/24\n");
@@ -64,10 +81,14 @@ fn taken(t: &Context) -> Result<()> {
 }
 
 fn none(t: &Context) -> Result<()> {
-    t.run(["sh", "-c", "ls /sys/class/net; ping -c 1 127.0.0.1 >/dev/null && echo lo answers"])
-        .flags(["--network", "none"])
-        .done()?
-        .status(0)
-        .stdout("lo\nlo answers\n");
+    t.run([
+        "sh",
+        "-c",
+        "ls /sys/class/net; ping -c 1 127.0.0.1 >/dev/null && echo lo answers",
+    ])
+    .flags(["--network", "none"])
+    .done()?
+    .status(0)
+    .stdout("lo\nlo answers\n");
     Ok(())
 }

@@ -6,15 +6,39 @@ use anyhow::Result;
 pub const TESTS: &[Test] = &[
     Test::new("run", "echo hello prints hello", echo_hello),
     Test::new("run", "exit 0, 1 and 42 come back as such", codes),
-    Test::new("run", "what cannot be executed is 126 and what is not found 127", not_started),
+    Test::new(
+        "run",
+        "what cannot be executed is 126 and what is not found 127",
+        not_started,
+    ),
     Test::new("run", "a killed process is 137", killed),
     Test::new("run", "sort sorts its input", sort),
-    Test::new("run", "every byte value comes back as it was sent", every_byte),
+    Test::new(
+        "run",
+        "every byte value comes back as it was sent",
+        every_byte,
+    ),
     Test::new("run", "without -i there is no input", no_input),
-    Test::new("run", "a process that does not read its input ends all the same", unread_input),
-    Test::new("run", "standard output and standard error stay apart", apart),
-    Test::new("run", "the process is process 1 in a world of its own", first_process),
-    Test::new("run", "the image's own command is run when none is named", own_command),
+    Test::new(
+        "run",
+        "a process that does not read its input ends all the same",
+        unread_input,
+    ),
+    Test::new(
+        "run",
+        "standard output and standard error stay apart",
+        apart,
+    ),
+    Test::new(
+        "run",
+        "the process is process 1 in a world of its own",
+        first_process,
+    ),
+    Test::new(
+        "run",
+        "the image's own command is run when none is named",
+        own_command,
+    ),
     Test::new("run", "fifteen at once each give their own", fifteen)
         .guests(15)
         .minutes(6),

@@ -5,8 +5,16 @@ use anyhow::Result;
 use rustix::process::Signal;
 
 pub const TESTS: &[Test] = &[
-    Test::new("signals", "signals are forwarded and a handler's exit status comes back", forwarded),
-    Test::new("signals", "a process that a forwarded signal kills is 128 and the signal", fatal),
+    Test::new(
+        "signals",
+        "signals are forwarded and a handler's exit status comes back",
+        forwarded,
+    ),
+    Test::new(
+        "signals",
+        "a process that a forwarded signal kills is 128 and the signal",
+        fatal,
+    ),
 ];
 
 fn forwarded(t: &Context) -> Result<()> {

@@ -6,10 +6,26 @@ use anyhow::Result;
 use rustix::process::Signal;
 
 pub const TESTS: &[Test] = &[
-    Test::new("terminal", "a shell at a terminal has its size, follows a resize, obeys Ctrl-C and ends at Ctrl-D", shell),
-    Test::new("terminal", "the terminal is given back as it was, however the guest ends", given_back),
-    Test::new("terminal", "-t without a terminal on this side still has one in the guest", without),
-    Test::new("terminal", "-it with input that is no terminal is refused", not_a_terminal),
+    Test::new(
+        "terminal",
+        "a shell at a terminal has its size, follows a resize, obeys Ctrl-C and ends at Ctrl-D",
+        shell,
+    ),
+    Test::new(
+        "terminal",
+        "the terminal is given back as it was, however the guest ends",
+        given_back,
+    ),
+    Test::new(
+        "terminal",
+        "-t without a terminal on this side still has one in the guest",
+        without,
+    ),
+    Test::new(
+        "terminal",
+        "-it with input that is no terminal is refused",
+        not_a_terminal,
+    ),
 ];
 
 fn shell(t: &Context) -> Result<()> {
@@ -33,7 +49,9 @@ fn shell(t: &Context) -> Result<()> {
     terminal.types("echo now; cat\r")?.expect("\nnow\r\n");
     terminal.types("some\r")?.expect("some\r\nsome\r\n");
     terminal.types("\x03")?.expect("^C").expect("/ # ");
-    terminal.types("echo now; cat; echo over $?\r")?.expect("\nnow\r\n");
+    terminal
+        .types("echo now; cat; echo over $?\r")?
+        .expect("\nnow\r\n");
     terminal.types("\x04")?.expect("over 0\r\n").expect("/ # ");
     terminal.types("exit 7\r")?;
     running.wait()?.status(7);
@@ -44,7 +62,11 @@ fn given_back(t: &Context) -> Result<()> {
     let terminal = Terminal::open(24, 80, &t.file("screen"))?;
     let before = terminal.modes()?;
     let mut running = t
-        .run(["sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 1; done"])
+        .run([
+            "sh",
+            "-c",
+            "trap 'exit 3' TERM; echo ready; while :; do sleep 1; done",
+        ])
         .flags(["-it"])
         .on(&terminal)
         .spawn()?;
@@ -55,19 +77,28 @@ fn given_back(t: &Context) -> Result<()> {
     );
     running.signal(Signal::TERM)?;
     running.wait()?.status(3);
-    assert!(same_modes(&before, &terminal.modes()?), "modes after an exit");
+    assert!(
+        same_modes(&before, &terminal.modes()?),
+        "modes after an exit"
+    );
     t.run(["no-such-program"])
         .flags(["-it"])
         .on(&terminal)
         .done()?
         .status(127);
-    assert!(same_modes(&before, &terminal.modes()?), "modes after a failed start");
+    assert!(
+        same_modes(&before, &terminal.modes()?),
+        "modes after a failed start"
+    );
     t.run(["true"])
         .flags(["-it", "--append", "rdinit=/no-such-init"])
         .on(&terminal)
         .done()?
         .status(125);
-    assert!(same_modes(&before, &terminal.modes()?), "modes after a panic");
+    assert!(
+        same_modes(&before, &terminal.modes()?),
+        "modes after a panic"
+    );
     Ok(())
 }
 

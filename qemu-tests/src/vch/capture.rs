@@ -89,7 +89,8 @@ impl Said {
 }
 
 fn position(text: &[u8], wanted: &[u8]) -> Option<usize> {
-    text.windows(wanted.len().max(1)).position(|window| window == wanted)
+    text.windows(wanted.len().max(1))
+        .position(|window| window == wanted)
 }
 
 impl Capture {

@@ -97,7 +97,8 @@ impl Done {
         }
         match lines.next() {
             None => {}
-            Some("The guest's console ended with:") if lines.all(|line| line.starts_with("  | ")) => {}
+            Some("The guest's console ended with:")
+                if lines.all(|line| line.starts_with("  | ")) => {}
             Some(line) if line.starts_with("See 'vch ") => {}
             Some(_) => self.wrong("standard error has more than one sentence"),
         }

@@ -144,9 +144,8 @@ impl Running {
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
-        let finish = |capture: &mut Option<Capture>| {
-            capture.take().map(Capture::finish).unwrap_or_default()
-        };
+        let finish =
+            |capture: &mut Option<Capture>| capture.take().map(Capture::finish).unwrap_or_default();
         Ok(Done::new(
             std::mem::take(&mut self.title),
             status,
