@@ -69,6 +69,28 @@ static int open_device(const char *path)
     }
 }
 
+/* The machine has one virtio-serial port; what it is called depends on its other virtio devices. */
+static int open_port(void)
+{
+    for (;;) {
+        DIR *ports = opendir("/sys/class/virtio-ports");
+        struct dirent *port;
+
+        while (ports != NULL && (port = readdir(ports)) != NULL) {
+            char path[300];
+
+            if (port->d_name[0] == '.')
+                continue;
+            snprintf(path, sizeof path, "/dev/%s", port->d_name);
+            closedir(ports);
+            return open_device(path);
+        }
+        if (ports != NULL)
+            closedir(ports);
+        usleep(500);
+    }
+}
+
 static int open_serial(const char *name)
 {
     char path[64];
@@ -112,11 +134,10 @@ static int open_channel(void)
         return open_serial(channel + 7);
     if (strncmp(channel, "vsock:", 6) == 0)
         return open_vsock((unsigned)strtoul(channel + 6, NULL, 10));
-    /* The only port there is: the first bus's first, or second where the first is a console's. */
-    return open_device("/dev/vport0p1");
+    return open_port();
 }
 
-/* Mounts the disk with the serial `root`, whose name is the only one that may differ. */
+/* Mounts the disk with the serial `root`. */
 static void mount_root(void)
 {
     for (;;) {

@@ -6,6 +6,7 @@
 //! connections takes a line `CONNECT port` and answers `OK port` when the
 //! guest has accepted (Firecracker's hybrid vsock protocol).
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -45,7 +46,8 @@ pub enum VsockCarrier {
 }
 
 impl VsockCarrier {
-    /// The kernel's where it may be opened, else the daemon where it is.
+    /// The kernel's where it may be opened, else this daemon, else one that is
+    /// installed: in `PATH`, or by `scripts/vsock-daemon` in the cache.
     pub fn detect(daemon: Option<&Path>) -> Self {
         if File::options()
             .read(true)
@@ -55,11 +57,34 @@ impl VsockCarrier {
         {
             return Self::Kernel;
         }
-        match daemon {
-            Some(daemon) if daemon.is_file() => Self::Daemon(daemon.to_owned()),
-            _ => Self::None,
-        }
+        let found = match daemon {
+            Some(daemon) => Some(daemon.to_owned()).filter(|daemon| daemon.is_file()),
+            None => installed(|name| std::env::var_os(name)),
+        };
+        found.map_or(Self::None, Self::Daemon)
     }
+}
+
+/// Looks for an installed daemon.
+fn installed(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let path = variable("PATH").unwrap_or_default();
+    let cache = variable("TETHER_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(variable("XDG_CACHE_HOME")?).join("tether")))
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache/tether")));
+    let mut versions: Vec<PathBuf> = cache
+        .and_then(|cache| std::fs::read_dir(cache.join("vsock")).ok())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|version| version.path().join("bin"))
+        .collect();
+    versions.sort();
+    std::env::split_paths(&path)
+        .filter(|directory| directory.is_absolute())
+        .chain(versions.into_iter().rev())
+        .map(|directory| directory.join(DAEMON))
+        .find(|daemon| daemon.is_file())
 }
 
 /// A machine's context identifier under the kernel's vhost-vsock, which the
@@ -212,6 +237,27 @@ mod tests {
                 io::ErrorKind::InvalidData
             );
         }
+    }
+
+    #[test]
+    fn a_daemon_is_found_in_the_path_and_in_the_cache() {
+        let place = tempfile::tempdir().unwrap();
+        let look = |path: &Path| {
+            installed(|name| match name {
+                "PATH" => Some(path.as_os_str().to_owned()),
+                "HOME" => Some(place.path().as_os_str().to_owned()),
+                _ => None,
+            })
+        };
+        let bin = place.path().join("bin");
+        assert_eq!(look(&bin), None);
+        let cached = place.path().join(".cache/tether/vsock/0.3.0/bin");
+        for directory in [&cached, &bin] {
+            std::fs::create_dir_all(directory).unwrap();
+            File::create(directory.join(DAEMON)).unwrap();
+        }
+        assert_eq!(look(Path::new("/nowhere")), Some(cached.join(DAEMON)));
+        assert_eq!(look(&bin), Some(bin.join(DAEMON)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use qemu::{Accelerator, Options, Qemu};
 use serde_json::{Value, json};
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tether_link::{Config, Link, RunningProcess};
@@ -85,17 +86,30 @@ enum What {
     Clean,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(samples) => {
+            println!("{samples}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("bench: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let bench = Bench::open(arguments).await?;
+        // What an earlier run left when it was killed.
+        bench.clean().await?;
         let result = bench.run().await;
         bench.clean().await?;
-        println!("{}", result?);
-        Ok(())
+        result
     })
 }
 
@@ -146,7 +160,7 @@ impl Bench {
         let disks = match &self.arguments.disk {
             None => Vec::new(),
             Some(disk) => {
-                let copy = self.arguments.state.join(format!("{name}.ext4"));
+                let copy = self.arguments.state.join(format!("{id}.ext4"));
                 std::fs::copy(disk, &copy)
                     .with_context(|| format!("cannot copy {}", disk.display()))?;
                 vec![DiskSpec {

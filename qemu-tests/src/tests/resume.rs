@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     Test::new("resume", "what ended while nobody was there is told to the next", ended_alone),
     Test::new("resume", "--sig-proxy=false leaves the container for --resume", left),
     Test::new("resume", "output that cannot be written waits for --resume", full_disk),
+    Test::new("resume", "a controller that comes back after a while finds a process that waits for it", after_a_while),
     Test::new("resume", "another controller gets each stream from what was stored", another_controller),
 ];
 
@@ -203,7 +204,7 @@ fn left(t: &Context) -> Result<()> {
     running.expect("ready\n");
     running.signal(Signal::TERM)?;
     running
-        .wait()?
+        .ended()?
         .status(143)
         .stdout("ready\n")
         .says(&["runs on", "vch run --resume left"]);
@@ -273,6 +274,39 @@ fn another_controller(t: &Context) -> Result<()> {
         stored.extend(rest);
         let text = String::from_utf8_lossy(&stored);
         assert!(text == expected, "seed {seed}; {}", first_difference(&text, &expected));
+        assert_eq!(process.wait().await?.status, ExitStatus::Code(7));
+        machine.end().await
+    })
+}
+
+fn after_a_while(t: &Context) -> Result<()> {
+    block_on(t, async {
+        let mut machine = Machine::set_up(t, Wanted::default()).await?;
+        let spec = main_process(&["sh", "-c", &script()]);
+        let mut process = machine.link.start(ProcessId::MAIN, spec).await?;
+        // Enough that its buffer is full and it waits.
+        let mut read = 0;
+        while read < 60_000 {
+            read = match process.stdout.next().await? {
+                Some(chunk) => chunk.end(),
+                None => bail!("it ended early"),
+            };
+        }
+        drop(process);
+        machine.nobody().await;
+        let adopted = Adopted {
+            process: ProcessId::MAIN,
+            stdout: 0,
+            stderr: 0,
+        };
+        machine.another_controller(vec![adopted]).await?;
+        let mut process = machine
+            .link
+            .attach(ProcessId::MAIN)
+            .context("the process is not known any more")?;
+        let text = crate::machine::read_all(&mut process.stdout, 0).await?;
+        let text = String::from_utf8_lossy(&text);
+        assert!(text == lines(), "{}", first_difference(&text, &lines()));
         assert_eq!(process.wait().await?.status, ExitStatus::Code(7));
         machine.end().await
     })

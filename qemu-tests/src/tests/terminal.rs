@@ -30,10 +30,10 @@ fn shell(t: &Context) -> Result<()> {
     terminal
         .expect("\n50 132\r\n/dev/pts/0\r\nxterm\r\n")
         .expect("/ # ");
-    terminal.types("cat\r")?.expect("cat\r\n");
+    terminal.types("echo now; cat\r")?.expect("\nnow\r\n");
     terminal.types("some\r")?.expect("some\r\nsome\r\n");
     terminal.types("\x03")?.expect("^C").expect("/ # ");
-    terminal.types("cat; echo over $?\r")?.expect("\r\n");
+    terminal.types("echo now; cat; echo over $?\r")?.expect("\nnow\r\n");
     terminal.types("\x04")?.expect("over 0\r\n").expect("/ # ");
     terminal.types("exit 7\r")?;
     running.wait()?.status(7);

@@ -61,15 +61,6 @@ impl Done {
         self
     }
 
-    /// Standard output has this in it.
-    #[track_caller]
-    pub fn stdout_has(&self, wanted: &str) -> &Self {
-        if !self.text().contains(wanted) {
-            self.wrong(&format!("standard output has no {wanted:?}"));
-        }
-        self
-    }
-
     /// Standard error is exactly this.
     #[track_caller]
     pub fn stderr(&self, wanted: &str) -> &Self {

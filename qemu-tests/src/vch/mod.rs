@@ -27,8 +27,6 @@ enum Input {
     Bytes(Vec<u8>),
     /// A pipe that the test writes to.
     Pipe,
-    /// A file.
-    File(PathBuf),
 }
 
 /// Where standard output goes.
@@ -96,13 +94,7 @@ impl Vch {
         self
     }
 
-    /// With a file as standard input.
-    pub fn stdin_file(mut self, path: &Path) -> Self {
-        self.input = Input::File(path.to_owned());
-        self
-    }
-
-    /// With standard input left open: [`Running::write`] and [`Running::close_stdin`].
+    /// With standard input left open: [`Running::write`], until [`Running::wait`].
     pub fn stdin_open(mut self) -> Self {
         self.input = Input::Pipe;
         self
@@ -142,9 +134,6 @@ impl Vch {
         match (&self.terminal, &self.input) {
             (Some(terminal), _) => command.stdin(terminal.line()?),
             (None, Input::Null) => command.stdin(Stdio::null()),
-            (None, Input::File(path)) => command.stdin(
-                File::open(path).with_context(|| format!("cannot open {}", path.display()))?,
-            ),
             (None, Input::Bytes(_) | Input::Pipe) => command.stdin(Stdio::piped()),
         };
         match (&self.terminal, &self.output) {

@@ -69,12 +69,6 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// See [`Vch::stdin_file`].
-    pub fn stdin_file(mut self, path: &Path) -> Self {
-        self.vch = self.vch.stdin_file(path);
-        self
-    }
-
     /// See [`Vch::stdin_open`].
     pub fn stdin_open(mut self) -> Self {
         self.vch = self.vch.stdin_open();

@@ -57,11 +57,6 @@ impl Running {
         })
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits until standard output has this, after what was waited for before.
     ///
     /// # Panics
@@ -108,12 +103,6 @@ impl Running {
         Ok(self)
     }
 
-    /// Closes its standard input.
-    pub fn close_stdin(&mut self) -> &mut Self {
-        self.stdin = None;
-        self
-    }
-
     /// Sends it a signal.
     ///
     /// # Errors
@@ -133,12 +122,20 @@ impl Running {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Waits for its end.
+    /// Closes its standard input and waits for its end.
     ///
     /// # Errors
     /// The kernel does not say.
     pub fn wait(mut self) -> Result<Done> {
         self.stdin = None;
+        self.ended()
+    }
+
+    /// Waits for its end, with its standard input left as it is.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn ended(mut self) -> Result<Done> {
         let status = self
             .child
             .wait()
@@ -166,7 +163,7 @@ impl Running {
         self.child
             .kill()
             .with_context(|| format!("cannot kill {}", self.title))?;
-        self.wait()
+        self.ended()
     }
 }
 

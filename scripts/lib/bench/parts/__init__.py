@@ -4,10 +4,15 @@ A part has a `SUBJECT`, one line for `--help`, and `measurements(artifacts, plan
 the names of some figures, and what measures them together.
 """
 
-from . import image_import, kernel_start, size
+from . import exec, image_import, kernel_start, memory, ready, run, size, throughput
 
 PARTS = {
     "size": size,
+    "memory": memory,
     "kernel": kernel_start,
+    "ready": ready,
+    "exec": exec,
+    "throughput": throughput,
     "image": image_import,
+    "run": run,
 }

@@ -1,0 +1,40 @@
+"""How long a machine takes until tether answers, beside a trivial agent on the same kernel."""
+
+from ..figures import Figure, NotMeasured
+from .channel import Pair
+
+SUBJECT = "power on to tether's first answer, in time and in guest instructions"
+THEIRS = "C agent, one byte answered"
+GOALS = {"goal": 1.05, "hoped": 1.02}
+
+
+def measurements(artifacts, plan):
+    def wall():
+        ours, theirs = Pair(artifacts).measure("ready", pairs=plan.pairs(20) + 1, disk=False)
+        yield Figure(
+            "ready",
+            "power on to tether ready, time",
+            "seconds",
+            [one["seconds"] for one in ours[1:]],
+            [one["seconds"] for one in theirs[1:]],
+            THEIRS,
+            note="both through the QEMU driver and a virtio-serial port; ready: the hello is answered",
+            **GOALS,
+        )
+
+    def instructions():
+        pair = Pair(artifacts)
+        count = artifacts.scratch / "count"
+        count.write_bytes(bytes(8))
+        ours, theirs = pair.measure(
+            "ready", "--count", count, pairs=plan.pairs(3), disk=False, qemu=pair.counting_qemu(count)
+        )
+        samples = [[one["instructions"] for one in side] for side in (ours, theirs)]
+        if not all(map(all, samples)):
+            raise NotMeasured("QEMU's plugin counted nothing")
+        yield Figure(
+            "ready", "power on to tether ready, instructions", "instructions", *samples, THEIRS, **GOALS
+        )
+
+    yield ["power on to tether ready, time"], wall
+    yield ["power on to tether ready, instructions"], instructions
