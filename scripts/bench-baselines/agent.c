@@ -1,7 +1,7 @@
 /* What an agent costs that does nothing but the work: PID 1 of a machine, on the same carrier as
  * tether, without protocol, streams, namespaces or supervision. A command is one byte:
  *
- *     h              answers `h`
+ *     h              answers `h`; on a serial line it says so once by itself
  *     t              runs /bin/true of the disk `root` and answers its status as a byte
  *     w LENGTH       (a digit string and a newline) writes LENGTH MiB of zeros
  *     m              answers /proc/self/status, a zero byte at its end
@@ -105,6 +105,9 @@ static int open_serial(const char *name)
     line.c_cflag |= CLOCAL;
     if (tcsetattr(tty, TCSANOW, &line) < 0)
         fail("tcsetattr");
+    /* What was sent to a line nobody had opened is lost: here the first `h` is unasked. */
+    if (write(tty, "h", 1) != 1)
+        fail("write");
     return tty;
 }
 

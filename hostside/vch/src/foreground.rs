@@ -60,12 +60,22 @@ impl From<Failure> for Outcome {
     }
 }
 
+/// Where the machine comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Powered on just now: nothing of value is in it.
+    New,
+    /// It was on already: an earlier `vch run` started its process, as like as not.
+    Found,
+}
+
 /// A machine that is on, and who it belongs to.
 pub struct Foreground<'a> {
     pub record: &'a Record,
     pub directory: &'a RunDirectory,
     pub key: [u8; 32],
     pub driver: &'a Arc<dyn Hypervisor>,
+    pub origin: Origin,
 }
 
 impl Foreground<'_> {
@@ -182,22 +192,22 @@ impl Foreground<'_> {
             tokio::select! {
                 begun = &mut begun => return match begun {
                     Ok(process) => Ok(process),
-                    Err(begin) => Err(self.not_begun(begin).await.into()),
+                    Err(begin) => Err(self.not_begun(begin).await),
                 },
                 cause = power.off(self.driver) => return Err(self.died(&cause).await.into()),
                 got = signals.next() => {
                     if let Got::Forward(signal @ (SIGHUP | SIGINT | SIGQUIT | SIGTERM)) = got {
                         let name = crate::args::stop_signal::name(signal);
-                        let error = anyhow!("{name} before the process had started");
-                        return Err(Failure::new(128 + signal, error).into());
+                        let error = anyhow!("{name} before the VM had answered");
+                        return Err(self.give_up(Failure::new(128 + signal, error)));
                     }
                 }
             }
         }
     }
 
-    async fn not_begun(&self, begin: Begin) -> Failure {
-        match begin {
+    async fn not_begun(&self, begin: Begin) -> Outcome {
+        let failure = match begin {
             Begin::Setup(error) => {
                 Failure::new(DAEMON, anyhow!(error).context("cannot set the VM up"))
             }
@@ -205,9 +215,18 @@ impl Foreground<'_> {
             Begin::Link(error @ LinkError::Silent { .. }) => {
                 let mut failure = Failure::new(DAEMON, anyhow!("the VM did not come up: {error}"));
                 failure.console = self.console().await;
-                failure
+                return self.give_up(failure);
             }
             Begin::Link(error) => Failure::new(DAEMON, anyhow!(error)),
+        };
+        failure.into()
+    }
+
+    /// Nothing was heard of the guest: only a new one is not worth keeping.
+    fn give_up(&self, failure: Failure) -> Outcome {
+        match self.origin {
+            Origin::New => Outcome::Failed(failure),
+            Origin::Found => Outcome::Left(failure),
         }
     }
 

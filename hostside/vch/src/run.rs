@@ -2,7 +2,7 @@
 
 use crate::args::RunArgs;
 use crate::failure::{DAEMON, Failure};
-use crate::foreground::{Foreground, Outcome};
+use crate::foreground::{Foreground, Origin, Outcome};
 use crate::paths::State;
 use crate::plan::{self, UserModeNetwork};
 use crate::record::{Ended, FORM, GuestRecord, Record, now, random};
@@ -73,15 +73,15 @@ async fn fresh(state: &State, args: &RunArgs, signals: Signals) -> Result<u8, Fa
         directory,
         key,
     };
-    let driver = match container.prepare().await {
-        Ok(driver) => driver,
+    let (driver, origin) = match container.prepare().await {
+        Ok(prepared) => prepared,
         Err(error) => {
             container.remove(None).await?;
             return Err(error.into());
         }
     };
     drop(lease);
-    container.attend(driver, signals).await
+    container.attend(driver, origin, signals).await
 }
 
 async fn resume(state: &State, name: &str, signals: Signals) -> Result<u8, Failure> {
@@ -115,8 +115,8 @@ async fn resume(state: &State, name: &str, signals: Signals) -> Result<u8, Failu
         let driver = container.driver().await?;
         return container.leave(driver, ended).await;
     }
-    let driver = container.prepare().await?;
-    container.attend(driver, signals).await
+    let (driver, origin) = container.prepare().await?;
+    container.attend(driver, origin, signals).await
 }
 
 /// What is to be run.
@@ -184,7 +184,7 @@ impl Container {
 
     /// Makes of disks and VM what is not there yet, and powers it on if it never was. May be cut
     /// short and done again.
-    async fn prepare(&self) -> Result<Arc<dyn Hypervisor>> {
+    async fn prepare(&self) -> Result<(Arc<dyn Hypervisor>, Origin)> {
         let disk = self.directory.join("disk.vmdk");
         if !disk.exists() {
             let id: Digest = self.record.image_digest.parse()?;
@@ -214,28 +214,40 @@ impl Container {
             }
             Err(error) => return Err(error.into()),
         };
-        match power {
-            PowerState::On => {}
-            PowerState::Suspended => driver.resume(&spec.id).await?,
+        let origin = match power {
+            PowerState::On => Origin::Found,
+            PowerState::Suspended => {
+                driver.resume(&spec.id).await?;
+                Origin::Found
+            }
             PowerState::Off {
                 cause: hypervisor::StopCause::NeverStarted,
-            } => driver.power_on(&spec.id).await?,
+            } => {
+                driver.power_on(&spec.id).await?;
+                Origin::New
+            }
             PowerState::Off { cause } => bail!(
                 "container {} cannot go on: {cause}. Remove it with `vch rm {}`",
                 self.record.name,
                 self.record.name
             ),
-        }
-        Ok(driver)
+        };
+        Ok((driver, origin))
     }
 
     /// Stays with the container to its end.
-    async fn attend(self, driver: Arc<dyn Hypervisor>, signals: Signals) -> Result<u8, Failure> {
+    async fn attend(
+        self,
+        driver: Arc<dyn Hypervisor>,
+        origin: Origin,
+        signals: Signals,
+    ) -> Result<u8, Failure> {
         let foreground = Foreground {
             record: &self.record,
             directory: &self.directory,
             key: self.key,
             driver: &driver,
+            origin,
         };
         match foreground.attend(signals).await {
             Outcome::Ended(ended) => self.leave(driver, ended).await,

@@ -97,7 +97,9 @@ impl Sink {
     /// # Errors
     /// Writing failed; the cursor says how far it came.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let known = self.cursor.saturating_sub(offset);
+        // A guest that no longer has the bytes between has said so by the offset.
+        self.cursor = self.cursor.max(offset);
+        let known = self.cursor - offset;
         let mut data = data.get(known as usize..).unwrap_or_default();
         let piece = match self.kind {
             Kind::Other => PIECE,
@@ -302,6 +304,8 @@ mod tests {
         sink.write(1, b"bcde").unwrap();
         sink.write(0, b"a").unwrap();
         assert_eq!(std::fs::read(&out).unwrap(), b"abcde");
+        sink.write(9, b"f").unwrap();
+        assert_eq!(sink.cursor(), 10);
     }
 
     #[test]

@@ -216,7 +216,10 @@ impl Bench {
         let link = Link::spawn(connector, config)?;
         let waited = link.ready(DEADLINE).await;
         if let Err(error) = waited {
-            bail!("tether did not answer: {error}; {}", self.console(&id).await);
+            bail!(
+                "tether did not answer: {error}; {}",
+                self.console(&id).await
+            );
         }
         Ok(Tether { machine, link })
     }
@@ -225,7 +228,12 @@ impl Bench {
         let machine = self.start("theirs", &self.arguments.theirs).await?;
         let channel = self.driver.connect_channel(&machine.id).await?;
         let mut agent = Agent { machine, channel };
-        if let Err(error) = within(agent.ask(b"h")).await {
+        // A serial line loses what comes before it is open: there the agent speaks first.
+        let greeting: &[u8] = match self.arguments.channel {
+            ChannelKind::Serial => b"",
+            ChannelKind::Virtio | ChannelKind::Vsock => b"h",
+        };
+        if let Err(error) = within(agent.ask(greeting)).await {
             let console = self.console(&agent.machine.id).await;
             bail!("the C agent did not answer: {error:#}; {console}");
         }
@@ -275,7 +283,10 @@ impl Bench {
             let asked = Instant::now();
             let status = within(agent.ask(b"t")).await?;
             let other = asked.elapsed();
-            ensure!(status == 0, "/bin/true under the C agent ended with {status}");
+            ensure!(
+                status == 0,
+                "/bin/true under the C agent ended with {status}"
+            );
             if number > 0 {
                 ours.push(one.as_secs_f64());
                 theirs.push(other.as_secs_f64());
@@ -292,8 +303,7 @@ impl Bench {
         for number in 0..self.arguments.pairs {
             let argv = ["/bin/writer", &mib.to_string()];
             let asked = Instant::now();
-            let mut writer =
-                within(tether.start(ProcessId(number + 1), &argv, Role::Exec)).await?;
+            let mut writer = within(tether.start(ProcessId(number + 1), &argv, Role::Exec)).await?;
             let mut end = 0;
             while let Some(chunk) = within(writer.stdout.next()).await? {
                 end = chunk.end();
@@ -391,7 +401,7 @@ struct Agent {
 
 impl Agent {
     /// A command that is answered by one byte.
-    async fn ask(&mut self, command: &[u8; 1]) -> Result<u8> {
+    async fn ask(&mut self, command: &[u8]) -> Result<u8> {
         self.channel.io.write_all(command).await?;
         self.channel.io.flush().await?;
         Ok(self.channel.io.read_u8().await?)

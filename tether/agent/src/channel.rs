@@ -140,13 +140,17 @@ impl Channel {
             // The end is read in its turn, after what came before it.
             Carrier::Vsock { .. } => self.readable |= hung_up,
             Carrier::Virtio if hung_up => self.drop_connection(session),
-            Carrier::Virtio => {
-                if !self.connected {
-                    self.connected = true;
-                    session.connected();
-                }
-            }
+            Carrier::Virtio => self.host_came(session),
             Carrier::Serial => {}
+        }
+    }
+
+    /// The port is open at the host's end. Said by an event, or by bytes that are read before it: the
+    /// session hears of it once, and before them, or it would forget a greeting it has answered.
+    fn host_came(&mut self, session: &mut GuestSession) {
+        if !self.connected {
+            self.connected = true;
+            session.connected();
         }
     }
 
@@ -179,6 +183,7 @@ impl Channel {
                     }
                 }
                 Ok(length) => {
+                    self.host_came(session);
                     let now = Time(crate::clock::now());
                     if let Err(violation) = session.receive(&self.input[..length], now, machine) {
                         warning!("the host broke the protocol: {violation}");
