@@ -127,12 +127,15 @@ struct Running {
 
 impl Bench {
     async fn open(arguments: Arguments) -> Result<Self> {
-        let mut options = Options::default();
-        options.program = arguments.qemu.clone();
-        options.accelerator = match arguments.accel.as_str() {
+        let accelerator = match arguments.accel.as_str() {
             "kvm" => Accelerator::Kvm,
             "tcg" => Accelerator::Tcg,
             other => bail!("--accel {other}: it is kvm or tcg"),
+        };
+        let options = Options {
+            program: arguments.qemu.clone(),
+            accelerator,
+            ..Options::default()
         };
         let driver = Arc::new(Qemu::open(&arguments.state, options).await?);
         Ok(Self { arguments, driver })

@@ -11,9 +11,9 @@ use crate::handshake::{
     VERSION_MIN,
 };
 use crate::message::{
-    Error, ErrorKind, Exit, MachineEvent, Mount, Network, Output, ProcessId, ProcessPage,
-    ProcessSpec, Reply, Request, RequestId, RunState, Setup, ShutdownSpec, SignalTarget,
-    Statistics, TerminalSize, ToGuest, ToHost,
+    Error, ErrorKind, Exit, ExitStatus, MachineEvent, Mount, Network, Output, ProcessId,
+    ProcessPage, ProcessSpec, Reply, Request, RequestId, RunState, Setup, ShutdownSpec,
+    SignalTarget, Statistics, TerminalSize, ToGuest, ToHost,
 };
 use crate::{CarrierKind, ChannelKey, MAX_IN_FLIGHT, MAX_PROCESSES, Time, Violation};
 use alloc::collections::{BTreeMap, VecDeque};
@@ -595,6 +595,22 @@ impl GuestSession {
                     {
                         p.run = RunState::Running { pid: started.pid };
                     }
+                }
+                // The controller that asked is gone, and its successor was told of a process that is
+                // starting: it learns of the end as it would of any other.
+                Err(error) if ticket.epoch != self.epoch => {
+                    let status = ExitStatus::Code(error.kind.start_status());
+                    for output in [Output::Stdout, Output::Stderr] {
+                        self.output_ended(process, output);
+                    }
+                    self.exited(
+                        process,
+                        Exit {
+                            status,
+                            oom_killed: false,
+                            unix_nanos: 0,
+                        },
+                    );
                 }
                 _ => self.drop_process(process),
             }

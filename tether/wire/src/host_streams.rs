@@ -66,8 +66,10 @@ impl OutputStream {
     /// A new connection: what the guest still has; gives the gap where it has less than we need.
     fn resume(&mut self, state: &OutputState) -> Option<(u64, u64)> {
         let gap = (state.stored > self.received).then_some((self.received, state.stored));
-        self.received = self.received.max(state.stored);
-        self.stored = self.stored.max(state.stored.min(self.received));
+        if gap.is_some() {
+            self.received = state.stored;
+            self.stored = state.stored;
+        }
         // The guest has no credit on a new connection until it hears from us (or what a start
         // that is as new as the connection gave it).
         self.limit = self.stored + OUTPUT_WINDOW;

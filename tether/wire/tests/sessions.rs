@@ -677,6 +677,54 @@ fn versions_without_overlap_are_refused_by_name() {
 }
 
 #[test]
+fn a_start_that_fails_after_its_controller_died_ends_for_the_next_one() {
+    let mut world = World::new(CarrierKind::Stream);
+    world.host.request(Request::Setup(setup())).unwrap();
+    let (process, missing) = (
+        ProcessId(7),
+        ProcessSpec {
+            argv: vec![],
+            ..spec()
+        },
+    );
+    world
+        .host
+        .request(Request::Start {
+            process,
+            spec: missing,
+        })
+        .unwrap();
+    for _ in 0..3 {
+        let mut lines = [Vec::new(), Vec::new()];
+        world.host.transmit(world.now, &mut lines[0]);
+        world.guest.transmit(world.now, &mut lines[1]);
+        world
+            .guest
+            .receive(&lines[0], world.now, &mut world.sim)
+            .unwrap();
+        world.host.receive(&lines[1], world.now).unwrap();
+    }
+    // The setup is still under way, and the start waits for it, when the controller is killed.
+    let tickets = std::mem::take(&mut world.sim.setups);
+    world.new_controller();
+    for _ in 0..3 {
+        world.turn();
+    }
+    for ticket in tickets {
+        world
+            .guest
+            .complete(ticket, Ok(Reply::Done), &mut world.sim);
+    }
+    world.settle();
+    let stored = &world.stored[&process];
+    assert_eq!(
+        stored.exit.map(|exit| exit.status),
+        Some(ExitStatus::Code(127))
+    );
+    assert_eq!(stored.ended, [true, true]);
+}
+
+#[test]
 fn a_reboot_cancels_what_was_asked_and_says_so() {
     let mut world = World::new(CarrierKind::Stream);
     world.host.request(Request::Setup(setup())).unwrap();
