@@ -4,6 +4,7 @@
  *     h              answers `h`; on a serial line it says so once by itself
  *     t              runs /bin/true of the disk `root` and answers its status as a byte
  *     w LENGTH       (a digit string and a newline) writes LENGTH MiB of zeros
+ *     r LENGTH       the same, written by a child into a pipe and copied from there
  *     m              answers /proc/self/status, a zero byte at its end
  *
  * The carrier is the one that `tether.channel=` names on the kernel's command line.
@@ -216,6 +217,34 @@ static size_t read_number(int channel)
     return number;
 }
 
+static void write_zeros(int file, size_t mib)
+{
+    memset(block, 0, sizeof block);
+    for (size_t left = mib << 20; left > 0; left -= sizeof block)
+        write_all(file, block, sizeof block);
+}
+
+static void relay_zeros(int channel, size_t mib)
+{
+    int ends[2];
+    ssize_t got;
+
+    if (pipe(ends) < 0)
+        fail("pipe");
+    pid_t child = fork();
+    if (child < 0)
+        fail("fork");
+    if (child == 0) {
+        write_zeros(ends[1], mib);
+        _exit(0);
+    }
+    close(ends[1]);
+    while ((got = read(ends[0], block, sizeof block)) > 0)
+        write_all(channel, block, (size_t)got);
+    close(ends[0]);
+    waitpid(child, NULL, 0);
+}
+
 static void answer(int channel, char command)
 {
     switch (command) {
@@ -229,9 +258,10 @@ static void answer(int channel, char command)
         break;
     }
     case 'w':
-        memset(block, 0, sizeof block);
-        for (size_t left = read_number(channel) << 20; left > 0; left -= sizeof block)
-            write_all(channel, block, sizeof block);
+        write_zeros(channel, read_number(channel));
+        break;
+    case 'r':
+        relay_zeros(channel, read_number(channel));
         break;
     case 'm': {
         size_t length = slurp("/proc/self/status");

@@ -302,7 +302,7 @@ impl Bench {
         let tether = self.container().await?;
         let mut agent = self.theirs().await?;
         let length = u64::from(mib) << 20;
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut relayed) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..self.arguments.pairs {
             let argv = ["/bin/writer", &mib.to_string()];
             let asked = Instant::now();
@@ -317,13 +317,14 @@ impl Bench {
             within(writer.wait()).await?;
             within(writer.control.forget()).await?;
 
-            let asked = Instant::now();
-            within(agent.write(mib)).await?;
-            let other = asked.elapsed();
             ours.push(length as f64 / one.as_secs_f64());
-            theirs.push(length as f64 / other.as_secs_f64());
+            for (command, samples) in [('w', &mut theirs), ('r', &mut relayed)] {
+                let asked = Instant::now();
+                within(agent.zeros(command, mib)).await?;
+                samples.push(length as f64 / asked.elapsed().as_secs_f64());
+            }
         }
-        Ok(json!({ "ours": ours, "theirs": theirs }))
+        Ok(json!({ "ours": ours, "theirs": theirs, "relayed": relayed }))
     }
 
     async fn memory(&self) -> Result<Value> {
@@ -410,9 +411,10 @@ impl Agent {
         Ok(self.channel.io.read_u8().await?)
     }
 
-    async fn write(&mut self, mib: u32) -> Result<()> {
+    /// `w` writes them straight on the carrier, `r` through a pipe.
+    async fn zeros(&mut self, command: char, mib: u32) -> Result<()> {
         let io = &mut self.channel.io;
-        io.write_all(format!("w{mib}\n").as_bytes()).await?;
+        io.write_all(format!("{command}{mib}\n").as_bytes()).await?;
         io.flush().await?;
         let mut block = vec![0; 64 << 10];
         let mut left = (mib as usize) << 20;

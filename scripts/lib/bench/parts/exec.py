@@ -8,7 +8,8 @@ SUBJECT = "exec of /bin/true through the link"
 
 def measurements(artifacts, plan):
     def true():
-        ours, theirs = Pair(artifacts).measure("exec", pairs=plan.pairs(200, least=5))
+        measured = Pair(artifacts).measure("exec", pairs=plan.pairs(200, least=5))
+        ours, theirs = measured["ours"], measured["theirs"]
         yield Figure(
             "exec",
             "exec of /bin/true",
@@ -25,6 +26,7 @@ def measurements(artifacts, plan):
             [quantile(ours, 0.99)],
             [quantile(theirs, 0.99)],
             "carrier echo + fork + exec in C",
+            note=f"of {len(ours)} each",
         )
 
     yield ["exec of /bin/true", "exec of /bin/true, 99th percentile"], true

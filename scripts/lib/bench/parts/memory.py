@@ -8,7 +8,8 @@ SUBJECT = "memory of an idle tether"
 
 def measurements(artifacts, plan):
     def idle():
-        ours, theirs = Pair(artifacts).measure("memory")
+        samples = Pair(artifacts).measure("memory")
+        ours, theirs = samples["ours"], samples["theirs"]
         for name, line, goals in (
             ("idle tether, private memory", "private", {"goal": 1 << 20, "hoped": 400 << 10}),
             ("idle tether, resident with its text", "resident", {}),

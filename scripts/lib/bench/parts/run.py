@@ -41,6 +41,7 @@ def measurements(artifacts, plan):
             [quantile(ours, 0.99)],
             [quantile(theirs, 0.99)],
             baseline,
+            note=f"of {len(ours)} each",
         )
 
     yield ["vch run --rm busybox true", "vch run --rm busybox true, 99th percentile"], end_to_end
