@@ -4,10 +4,6 @@ use std::fmt;
 
 /// `docker run`'s status for everything that is not the process's doing.
 pub const DAEMON: u8 = 125;
-/// The program cannot be executed.
-pub const NOT_EXECUTABLE: u8 = 126;
-/// The program does not exist.
-pub const NOT_FOUND: u8 = 127;
 
 /// A sentence and a status.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::failure::{DAEMON, Failure, last_lines};
 use crate::output::OutputError;
 use crate::power::PowerWatch;
 use crate::record::{Ended, Record, now};
-use crate::run::{out_of_memory, start_status};
+use crate::run::out_of_memory;
 use crate::run_directory::RunDirectory;
 use crate::signals::{Got, Signals};
 use crate::sink::Sink;
@@ -211,7 +211,7 @@ impl Foreground<'_> {
             Begin::Setup(error) => {
                 Failure::new(DAEMON, anyhow!(error).context("cannot set the VM up"))
             }
-            Begin::Start(error) => Failure::new(start_status(&error), anyhow!(error)),
+            Begin::Start(error) => Failure::new(error.kind.start_status(), anyhow!(error)),
             Begin::Link(error @ LinkError::Silent { .. }) => {
                 let mut failure = Failure::new(DAEMON, anyhow!("the VM did not come up: {error}"));
                 failure.console = self.console().await;

@@ -1,7 +1,7 @@
 //! `vch run`, from the command line to the exit status.
 
 use crate::args::RunArgs;
-use crate::failure::{DAEMON, Failure};
+use crate::failure::Failure;
 use crate::foreground::{Foreground, Origin, Outcome};
 use crate::paths::State;
 use crate::plan::{self, UserModeNetwork};
@@ -320,15 +320,4 @@ pub fn out_of_memory(record: &Record) -> String {
         "container {} ran out of memory and was killed: its VM has {memory}; give it more with --memory",
         record.name
     )
-}
-
-/// The status of a failure to start, as `docker run` tells them apart.
-pub fn start_status(error: &tether_wire::message::Error) -> u8 {
-    use tether_wire::message::ErrorKind;
-    match error.kind {
-        ErrorKind::NotExecutable => crate::failure::NOT_EXECUTABLE,
-        // A user or a group that does not exist is not the program.
-        ErrorKind::NotFound if error.message.starts_with("exec:") => crate::failure::NOT_FOUND,
-        _ => DAEMON,
-    }
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 /// The kinds of failure the host side treats differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ErrorKind {
-    /// The program, user, group, disk or process does not exist (`docker run` exits 127 for a program).
+    /// The program, disk or process does not exist (`docker run` exits 127 for a program). A user or a
+    /// group that does not exist is [`ErrorKind::Invalid`].
     NotFound,
     /// The program exists and cannot be executed (`docker run` exits 126).
     NotExecutable,

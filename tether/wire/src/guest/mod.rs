@@ -3,22 +3,25 @@
 //! Tether's agent and the in-process fake implement [`Machine`] and share everything else.
 
 use crate::carrier::Carrier;
-use crate::codec::{decode, decode_marked, encode};
-use crate::frame::{Direction, Found, Nonce};
-use crate::guest_streams::Process;
+use crate::codec::{decode, decode_marked};
+use crate::frame::{Found, Nonce};
 use crate::handshake::{
     GuestHello, HELLO, HostHello, HostProof, PROOF, Prover, Refusal, Transcript, VERSION_MAX,
     VERSION_MIN,
 };
 use crate::message::{
-    Error, ErrorKind, Exit, ExitStatus, MachineEvent, Mount, Network, Output, ProcessId,
-    ProcessPage, ProcessSpec, Reply, Request, RequestId, RunState, Setup, ShutdownSpec,
-    SignalTarget, Statistics, TerminalSize, ToGuest, ToHost,
+    Error, Exit, MachineEvent, Mount, Network, Output, ProcessId, ProcessPage, ProcessSpec, Reply,
+    Request, RequestId, RunState, Setup, ShutdownSpec, SignalTarget, Statistics, TerminalSize,
+    ToGuest,
 };
-use crate::{CarrierKind, ChannelKey, MAX_IN_FLIGHT, MAX_PROCESSES, Time, Violation};
+use crate::{CarrierKind, ChannelKey, MAX_IN_FLIGHT, Time, Violation};
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::format;
 use alloc::vec::Vec;
+use streams::Process;
+
+mod requests;
+mod streams;
+mod transmit;
 
 /// Names a request whose answer comes later; handed back to [`GuestSession::complete`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -422,218 +425,6 @@ impl GuestSession {
         }
     }
 
-    fn settle(&mut self, below: RequestId) -> Result<(), Violation> {
-        if below.0 > self.settled {
-            self.settled = below.0;
-            let kept = self.answers.split_off(&below);
-            let gone = core::mem::replace(&mut self.answers, kept);
-            if gone
-                .values()
-                .any(|answer| matches!(answer, Answer::Pending))
-            {
-                return Err(Violation::Unexpected(
-                    "a settled request that was never answered",
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn request<M: Machine>(&mut self, ticket: Ticket, request: Request, machine: &mut M) {
-        let done = |result: Result<(), Error>| Outcome::Done(result.map(|()| Reply::Done));
-        let outcome = match request {
-            Request::Setup(setup) => match self.setup {
-                SetupState::Bare => {
-                    self.setup = SetupState::Underway { ticket };
-                    machine.setup(ticket, setup)
-                }
-                _ => error(ErrorKind::Exists, "this machine was set up before".into()),
-            },
-            Request::Start { process, spec } => {
-                if self.processes.contains_key(&process) {
-                    error(ErrorKind::Exists, format!("process {} exists", process.0))
-                } else if self.processes.len() >= MAX_PROCESSES {
-                    error(
-                        ErrorKind::Limit,
-                        format!("{MAX_PROCESSES} processes are known: forget some that ended"),
-                    )
-                } else {
-                    self.processes.insert(process, Process::new(spec.stdio));
-                    self.starting.push((ticket, process));
-                    self.when_set_up(ticket, Request::Start { process, spec }, machine)
-                }
-            }
-            Request::Signal {
-                process,
-                signal,
-                target,
-            } => done(self.running(process).and_then(|()| {
-                if (1..=64).contains(&signal) {
-                    machine.signal(process, signal, target)
-                } else {
-                    Err(Error::new(
-                        ErrorKind::Invalid,
-                        format!("{signal} is no signal: 1 to 64 are"),
-                    ))
-                }
-            })),
-            Request::Resize { process, size } => done(
-                self.running(process)
-                    .and_then(|()| machine.resize(process, size)),
-            ),
-            Request::Forget { process } => done(self.forget(process, machine)),
-            Request::Processes { after } => {
-                Outcome::Done(machine.processes(after).map(Reply::Processes))
-            }
-            Request::Statistics => Outcome::Done(machine.statistics().map(Reply::Statistics)),
-            Request::SetClock { unix_nanos } => done(machine.set_clock(unix_nanos)),
-            Request::Shutdown(spec) => machine.shutdown(ticket, spec),
-            request @ (Request::Mount(_) | Request::Network(_)) => {
-                self.when_set_up(ticket, request, machine)
-            }
-        };
-        if let Outcome::Done(result) = outcome {
-            self.complete(ticket, result, machine);
-        }
-    }
-
-    fn when_set_up<M: Machine>(
-        &mut self,
-        ticket: Ticket,
-        request: Request,
-        machine: &mut M,
-    ) -> Outcome {
-        match &self.setup {
-            SetupState::Bare => error(
-                ErrorKind::Busy,
-                "the machine is not set up yet: send Setup first".into(),
-            ),
-            SetupState::Finished(Err(cause)) => Outcome::Done(Err(cause.clone())),
-            SetupState::Underway { .. } => {
-                self.deferred.push_back((ticket, request));
-                Outcome::Later
-            }
-            SetupState::Finished(Ok(())) => match request {
-                Request::Start { process, spec } => machine.start(ticket, process, spec),
-                Request::Mount(mount) => machine.mount(ticket, mount),
-                Request::Network(network) => machine.network(ticket, network),
-                _ => error(
-                    ErrorKind::Invalid,
-                    "this request does not wait for the setup".into(),
-                ),
-            },
-        }
-    }
-
-    fn running(&self, process: ProcessId) -> Result<(), Error> {
-        match self.processes.get(&process).map(|p| p.run) {
-            Some(RunState::Running { .. }) => Ok(()),
-            Some(RunState::Starting) => Err(Error::new(
-                ErrorKind::Busy,
-                format!("process {} has not started yet", process.0),
-            )),
-            Some(RunState::Exited(_)) => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("process {} has ended", process.0),
-            )),
-            None => Err(no_process(process)),
-        }
-    }
-
-    fn forget<M: Machine>(&mut self, process: ProcessId, machine: &mut M) -> Result<(), Error> {
-        match self.processes.get(&process).map(|p| p.run) {
-            Some(RunState::Exited(_)) => {
-                machine.forget(process);
-                self.drop_process(process);
-                Ok(())
-            }
-            Some(_) => Err(Error::new(
-                ErrorKind::Busy,
-                format!("process {} still runs", process.0),
-            )),
-            None => Err(no_process(process)),
-        }
-    }
-
-    fn drop_process(&mut self, process: ProcessId) {
-        if let Some(p) = self.processes.remove(&process) {
-            self.used -= p.held();
-        }
-    }
-
-    /// Works on a process and keeps count of what its buffers hold.
-    fn with<R>(
-        &mut self,
-        process: ProcessId,
-        work: impl FnOnce(&mut Process, usize) -> R,
-    ) -> Option<R> {
-        let p = self.processes.get_mut(&process)?;
-        let before = p.held();
-        let result = work(p, self.used);
-        self.used = self.used + p.held() - before;
-        Some(result)
-    }
-
-    /// Answers a request whose outcome was [`Outcome::Later`]. Finishing the setup lets the
-    /// requests that waited for it begin.
-    pub fn complete<M: Machine>(
-        &mut self,
-        ticket: Ticket,
-        result: Result<Reply, Error>,
-        machine: &mut M,
-    ) {
-        if let Some(at) = self
-            .starting
-            .iter()
-            .position(|(starting, _)| *starting == ticket)
-        {
-            let (_, process) = self.starting.swap_remove(at);
-            match &result {
-                Ok(Reply::Started(started)) => {
-                    if let Some(p) = self.processes.get_mut(&process)
-                        && p.run == RunState::Starting
-                    {
-                        p.run = RunState::Running { pid: started.pid };
-                    }
-                }
-                // The controller that asked is gone, and its successor was told of a process that is
-                // starting: it learns of the end as it would of any other.
-                Err(error) if ticket.epoch != self.epoch => {
-                    let status = ExitStatus::Code(error.kind.start_status());
-                    for output in [Output::Stdout, Output::Stderr] {
-                        self.output_ended(process, output);
-                    }
-                    self.exited(
-                        process,
-                        Exit {
-                            status,
-                            oom_killed: false,
-                            unix_nanos: 0,
-                        },
-                    );
-                }
-                _ => self.drop_process(process),
-            }
-        }
-        let setup =
-            matches!(self.setup, SetupState::Underway { ticket: underway } if underway == ticket);
-        if setup {
-            self.setup = SetupState::Finished(result.clone().map(|_| ()));
-        }
-        if ticket.epoch == self.epoch
-            && let Some(answer) = self.answers.get_mut(&ticket.request)
-        {
-            *answer = Answer::Ready { result, due: true };
-        }
-        if setup {
-            while let Some((ticket, request)) = self.deferred.pop_front() {
-                if let Outcome::Done(result) = self.when_set_up(ticket, request, machine) {
-                    self.complete(ticket, result, machine);
-                }
-            }
-        }
-    }
-
     /// Contiguous room for what a process writes: read straight into it, then say
     /// [`GuestSession::output_filled`]. Empty when the stream's buffer is full: stop reading until
     /// [`Ready::Room`].
@@ -717,165 +508,22 @@ impl GuestSession {
         self.carrier.deadline()
     }
 
-    /// Appends what should be sent now, at most about 64 KiB: greetings, answers and exits first,
-    /// then every stream in turn. Call it when everything it gave before is written.
-    pub fn transmit(&mut self, now: Time, out: &mut Vec<u8>) {
-        if let Some(nonce) = self.connection.nonce() {
-            if core::mem::take(&mut self.echo_preamble) {
-                self.carrier.preamble(&nonce, out);
-            }
-            while self.carrier.wants_frames(out) && self.transmit_one(&nonce, out) {}
-        }
-        self.carrier.flush(now, out);
-    }
-
-    /// Whether [`GuestSession::transmit`] would give something, timers aside.
-    pub fn wants_to_send(&self) -> bool {
-        self.echo_preamble
-            || !self.greetings.is_empty()
-            || (self.is_open()
-                && (self.pong.is_some()
-                    || !self.events.is_empty()
-                    || self
-                        .answers
-                        .values()
-                        .any(|answer| matches!(answer, Answer::Ready { due: true, .. }))
-                    || self.processes.values().any(Process::wants_to_send)))
-    }
-
-    fn transmit_one(&mut self, nonce: &Nonce, out: &mut Vec<u8>) -> bool {
-        match self.greetings.pop_front() {
-            Some(Greeting::Hello(hello)) => {
-                return self.carrier.frame(nonce, Direction::ToHost, out, |out| {
-                    out.push(HELLO);
-                    encode(&hello, out);
-                });
-            }
-            Some(Greeting::Resume) => {
-                let resume = self.resume();
-                return self.message_out(nonce, out, &resume);
-            }
-            None => {}
-        }
-        if !self.is_open() {
-            return false;
-        }
-        if let Some(token) = self.pong.take() {
-            return self.message_out(nonce, out, &ToHost::Pong { token });
-        }
-        if let Some((id, result)) = self
-            .answers
-            .iter_mut()
-            .find_map(|(id, answer)| match answer {
-                Answer::Ready { result, due } if *due => {
-                    *due = false;
-                    Some((*id, result.clone()))
-                }
-                _ => None,
-            })
-        {
-            if !self.message_out(nonce, out, &ToHost::Reply { id, result }) {
-                let result = Err(Error::new(
-                    ErrorKind::Limit,
-                    "the answer is too long for one message",
-                ));
-                self.message_out(nonce, out, &ToHost::Reply { id, result });
-            }
-            return true;
-        }
-        if let Some(event) = self.events.pop_front() {
-            self.message_out(nonce, out, &ToHost::Event(event));
-            return true;
-        }
-        self.transmit_stream(nonce, out)
-    }
-
-    /// One frame of the next process in turn that has something to send.
-    fn transmit_stream(&mut self, nonce: &Nonce, out: &mut Vec<u8>) -> bool {
-        let after = (
-            core::ops::Bound::Excluded(self.turn),
-            core::ops::Bound::Unbounded,
-        );
-        let next = self
-            .processes
-            .range(after)
-            .chain(self.processes.range(..=self.turn));
-        let Some(process) = next
-            .into_iter()
-            .find(|(_, p)| p.wants_to_send())
-            .map(|(id, _)| *id)
-        else {
-            return false;
-        };
-        self.turn = process;
-        let most = self.carrier.chunk();
-        let carrier = &mut self.carrier;
-        let Some(p) = self.processes.get_mut(&process) else {
-            return false;
-        };
-        let mut send = |message: &ToHost<'_>| {
-            carrier.frame(nonce, Direction::ToHost, out, |out| encode(message, out));
-        };
-        if core::mem::take(&mut p.input.dirty) {
-            send(&ToHost::InputRoom {
-                process,
-                taken: p.input.taken(),
-                limit: p.input.limit(),
-            });
-        }
-        for output in [Output::Stdout, Output::Stderr] {
-            let stream = p.output(output);
-            let mut n = 0;
-            if let Some((offset, data)) = stream.next(most) {
-                n = data.len();
-                send(&ToHost::Output {
-                    process,
-                    output,
-                    offset,
-                    data,
-                });
-            }
-            stream.sent(n);
-            if let Some(offset) = stream.take_end() {
-                send(&ToHost::OutputEnd {
-                    process,
-                    output,
-                    offset,
-                });
-            }
-        }
-        if core::mem::take(&mut p.exit_due)
-            && let RunState::Exited(exit) = p.run
-        {
-            send(&ToHost::Exited { process, exit });
-        }
-        true
-    }
-
-    fn resume(&self) -> ToHost<'static> {
-        let setup = match &self.setup {
-            SetupState::Finished(result) => Some(result.clone()),
-            _ => None,
-        };
-        ToHost::Resume {
-            setup,
-            processes: self.processes.iter().map(|(id, p)| p.state(*id)).collect(),
+    fn drop_process(&mut self, process: ProcessId) {
+        if let Some(p) = self.processes.remove(&process) {
+            self.used -= p.held();
         }
     }
 
-    fn message_out(&mut self, nonce: &Nonce, out: &mut Vec<u8>, message: &ToHost<'_>) -> bool {
-        self.carrier
-            .frame(nonce, Direction::ToHost, out, |out| encode(message, out))
+    /// Works on a process and keeps count of what its buffers hold.
+    fn with<R>(
+        &mut self,
+        process: ProcessId,
+        work: impl FnOnce(&mut Process, usize) -> R,
+    ) -> Option<R> {
+        let p = self.processes.get_mut(&process)?;
+        let before = p.held();
+        let result = work(p, self.used);
+        self.used = self.used + p.held() - before;
+        Some(result)
     }
-}
-
-fn no_process(process: ProcessId) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!("there is no process {}", process.0),
-    )
-}
-
-fn error(kind: ErrorKind, message: alloc::string::String) -> Outcome {
-    Outcome::Done(Err(Error::new(kind, message)))
 }
