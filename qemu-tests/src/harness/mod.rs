@@ -3,6 +3,8 @@
 mod context;
 mod leftovers;
 mod schedule;
+#[cfg(test)]
+mod schedule_tests;
 mod test;
 
 pub use context::Context;

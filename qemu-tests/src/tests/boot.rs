@@ -1,6 +1,5 @@
 //! Every way to boot, on every hardware, over every channel.
 
-use crate::environment::program;
 use crate::harness::{Context, Test, skip};
 use anyhow::{Context as _, Result};
 use std::io::{Read, Write};
@@ -39,6 +38,9 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
+/// What UEFI's variables are before a boot (Debian's package ovmf).
+const UEFI_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
 /// What a guest says of its hardware: a disk's driver, the vNIC's, and whether it can look around.
 const HARDWARE: &str = "
     readlink /sys/class/net/eth0/device/driver | sed 's|.*/||'
@@ -68,17 +70,20 @@ fn iso_bios(t: &Context) -> Result<()> {
 
 fn iso_uefi(t: &Context) -> Result<()> {
     need_uefi()?;
-    let said = t
-        .script("test -d /sys/firmware/efi; echo efi")
-        .flags(["--boot", "iso", "--firmware", "uefi"])
-        .done()?
-        .finished();
-    assert_eq!(said, "efi\n");
+    let flags = ["--boot", "iso", "--firmware", "uefi", "--name", "uefi"];
+    assert_eq!(boots(t, &flags)?, "virtio_net\n/dev/vd\nhello\n");
+    // Firmware that ran has written to its variables.
+    let machines = t.state().join("runs/uefi/vm/machines");
+    let machine = std::fs::read_dir(&machines)?
+        .next()
+        .context("the machine left no directory")??;
+    let variables = std::fs::read(machine.path().join("uefi-variables.fd"))?;
+    assert!(variables != std::fs::read(UEFI_VARIABLES)?);
     Ok(())
 }
 
 fn need_uefi() -> Result<()> {
-    if Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd").exists() {
+    if Path::new(UEFI_VARIABLES).exists() {
         Ok(())
     } else {
         skip("there is no UEFI firmware: install ovmf")
@@ -146,10 +151,11 @@ fn vsock(t: &Context) -> Result<()> {
 
 /// Skips where nothing carries vsock.
 pub fn need_vsock() -> Result<()> {
-    if Path::new("/dev/vhost-vsock").exists() || program("vhost-device-vsock").is_some() {
-        Ok(())
-    } else {
-        skip("nothing carries vsock: no /dev/vhost-vsock, and no vhost-device-vsock in PATH")
+    match qemu::Options::default().vsock {
+        qemu::VsockCarrier::None => {
+            skip("nothing carries vsock: no /dev/vhost-vsock, and scripts/vsock-daemon has not run")
+        }
+        qemu::VsockCarrier::Kernel | qemu::VsockCarrier::Daemon(_) => Ok(()),
     }
 }
 
