@@ -122,6 +122,7 @@ struct Bench {
 /// A machine that runs.
 struct Running {
     id: MachineId,
+    key: ChannelKey,
     powered_on: Instant,
 }
 
@@ -191,16 +192,21 @@ impl Bench {
             debugger: None,
         };
         let key = ChannelKey::random()?;
-        self.driver.create(spec, key, Metadata::new()).await?;
+        self.driver
+            .create(spec, key.clone(), Metadata::new())
+            .await?;
         let powered_on = Instant::now();
         self.driver.power_on(&id).await?;
-        Ok(Running { id, powered_on })
+        Ok(Running {
+            id,
+            key,
+            powered_on,
+        })
     }
 
     async fn ours(&self) -> Result<Tether> {
         let machine = self.start("ours", &self.arguments.ours).await?;
         let id = machine.id;
-        let key = self.driver.connect_channel(&id).await?.key;
         let kind = match self.arguments.channel {
             ChannelKind::Serial => CarrierKind::Serial,
             ChannelKind::Virtio | ChannelKind::Vsock => CarrierKind::Stream,
@@ -215,7 +221,7 @@ impl Bench {
                     .map_err(std::io::Error::other)
             }
         };
-        let config = Config::new(kind, tether_wire::ChannelKey(*key.as_bytes()));
+        let config = Config::new(kind, tether_wire::ChannelKey(*machine.key.as_bytes()));
         let link = Link::spawn(connector, config)?;
         let waited = link.ready(DEADLINE).await;
         if let Err(error) = waited {
@@ -229,7 +235,7 @@ impl Bench {
 
     async fn theirs(&self) -> Result<Agent> {
         let machine = self.start("theirs", &self.arguments.theirs).await?;
-        let channel = self.driver.connect_channel(&machine.id).await?;
+        let channel = within(self.connect(&machine)).await?;
         let mut agent = Agent { machine, channel };
         // A serial line loses what comes before it is open: there the agent speaks first.
         let greeting: &[u8] = match self.arguments.channel {
@@ -241,6 +247,21 @@ impl Bench {
             bail!("the C agent did not answer: {error:#}; {console}");
         }
         Ok(agent)
+    }
+
+    /// Over vsock there is nobody to connect to before the guest listens: a pause as the link's.
+    async fn connect(&self, machine: &Running) -> Result<Channel> {
+        loop {
+            match self.driver.connect_channel(&machine.id).await {
+                Err(error) if self.arguments.channel == ChannelKind::Vsock => {
+                    if machine.powered_on.elapsed() > DEADLINE {
+                        return Err(error.into());
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                done => return Ok(done?),
+            }
+        }
     }
 
     async fn console(&self, id: &MachineId) -> String {
