@@ -15,6 +15,11 @@ pub const TESTS: &[Test] = &[
         "a process that a forwarded signal kills is 128 and the signal",
         fatal,
     ),
+    Test::new(
+        "signals",
+        "a reader that goes away stops the container with --stop-signal",
+        unread,
+    ),
 ];
 
 fn forwarded(t: &Context) -> Result<()> {
@@ -54,5 +59,25 @@ fn fatal(t: &Context) -> Result<()> {
         running.signal(signal)?;
         running.wait()?.status(status).stdout("ready\n");
     }
+    Ok(())
+}
+
+fn unread(t: &Context) -> Result<()> {
+    let volume = format!("{}:/data", t.file("data.vmdk").display());
+    let script = "trap 'echo told >/data/word; exit' INT; while :; do echo y; done";
+    t.run(["sh", "-c", script])
+        .flags(["--stop-signal", "INT", "-v", &format!("{volume}:size=32m")])
+        .into_vch()?
+        .into_head()
+        .done()?
+        .status(0)
+        .stdout("y\n");
+    // 128 and SIGPIPE, as in any pipeline.
+    assert_eq!(std::fs::read_to_string(t.file("status"))?, "141\n");
+    t.run(["cat", "/data/word"])
+        .flags(["-v", &volume])
+        .done()?
+        .status(0)
+        .stdout("told\n");
     Ok(())
 }

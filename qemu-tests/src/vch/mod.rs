@@ -112,6 +112,17 @@ impl Vch {
         self
     }
 
+    /// With its standard output read by `head -n 1`, as in a shell's pipeline. Its own exit status
+    /// is in the file `status` of the test's directory when it ended.
+    pub fn into_head(mut self) -> Self {
+        let script = r#"{ "$0" "$@"; echo $? >status; } | head -n 1"#;
+        let mut arguments = vec!["-c".into(), script.into(), self.program.into_os_string()];
+        arguments.append(&mut self.arguments);
+        self.program = "/bin/sh".into();
+        self.arguments = arguments;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors

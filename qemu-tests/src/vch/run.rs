@@ -93,18 +93,26 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Starts it.
+    /// The `vch` that this is.
     ///
     /// # Errors
-    /// It cannot be started.
-    pub fn spawn(mut self) -> Result<Running> {
+    /// A skip when there is no such sample image.
+    pub fn into_vch(mut self) -> Result<Vch> {
         if let Some(sample) = self.image.strip_prefix("sample/") {
             self.test.environment().need_sample(sample)?;
         }
         self.vch.arguments.append(&mut self.flags);
         self.vch.arguments.push(self.image.into());
         self.vch.arguments.append(&mut self.command);
-        self.vch.spawn()
+        Ok(self.vch)
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(self) -> Result<Running> {
+        self.into_vch()?.spawn()
     }
 
     /// Runs it to its end.
