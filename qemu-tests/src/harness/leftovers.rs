@@ -7,6 +7,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ impl Found {
     }
 }
 
-/// The processes of the test in `directory`, without this one.
+/// The processes of the tests in and below `directory`, without this one.
 fn find(directory: &Path) -> Vec<Found> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
@@ -62,9 +63,12 @@ fn find(directory: &Path) -> Vec<Found> {
 }
 
 fn belongs(process: &Path, directory: &Path) -> bool {
+    let prefix = [MARK.as_bytes(), b"="].concat();
     let marked = std::fs::read(process.join("environ")).is_ok_and(|environment| {
-        let mark = [MARK.as_bytes(), b"=", directory.as_os_str().as_bytes()].concat();
-        environment.split(|&b| b == 0).any(|entry| entry == mark)
+        environment
+            .split(|&b| b == 0)
+            .filter_map(|entry| entry.strip_prefix(&prefix[..]))
+            .any(|value| Path::new(OsStr::from_bytes(value)).starts_with(directory))
     });
     marked
         || std::fs::read_link(process.join("cwd"))
@@ -100,4 +104,22 @@ pub fn clear(directory: &Path, grace: Duration) -> Vec<String> {
             }
         }
     }
+}
+
+/// Ends this program, and every process of every test below `directory`, when it is told to end.
+///
+/// # Errors
+/// The kernel refuses a handler.
+pub fn clear_when_told(directory: &Path) -> std::io::Result<()> {
+    use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let directory = directory.to_owned();
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let killed = clear(&directory, Duration::ZERO);
+            eprintln!("qemu-tests: told to end; killed: {}", killed.join("; "));
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }

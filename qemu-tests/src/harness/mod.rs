@@ -12,7 +12,7 @@ pub use leftovers::MARK;
 pub use test::{Outcome, Skip, Test, skip};
 
 use crate::environment::Environment;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -95,6 +95,7 @@ pub fn run(options: Options, tests: &[Test]) -> Result<bool> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = options.jobs.unwrap_or(processors as u32).max(1);
     let environment = Arc::new(Environment::prepare(&options)?);
+    leftovers::clear_when_told(environment.out()).context("cannot listen for signals")?;
     let outcomes = schedule::run_all(&chosen, &environment, jobs);
     report(&environment, &outcomes);
     Ok(outcomes.iter().all(|(_, outcome)| !outcome.failed()))
