@@ -128,12 +128,14 @@ struct Running {
 
 impl Bench {
     async fn open(arguments: Arguments) -> Result<Self> {
-        let mut options = Options::default();
-        options.program = arguments.qemu.clone();
-        options.accelerator = match arguments.accel.as_str() {
-            "kvm" => Accelerator::Kvm,
-            "tcg" => Accelerator::Tcg,
-            other => bail!("--accel {other}: it is kvm or tcg"),
+        let options = Options {
+            program: arguments.qemu.clone(),
+            accelerator: match arguments.accel.as_str() {
+                "kvm" => Accelerator::Kvm,
+                "tcg" => Accelerator::Tcg,
+                other => bail!("--accel {other}: it is kvm or tcg"),
+            },
+            ..Options::default()
         };
         let driver = Arc::new(Qemu::open(&arguments.state, options).await?);
         Ok(Self { arguments, driver })
@@ -189,9 +191,7 @@ impl Bench {
             debugger: None,
         };
         let key = ChannelKey::random()?;
-        self.driver
-            .create(spec, key.clone(), Metadata::new())
-            .await?;
+        self.driver.create(spec, key, Metadata::new()).await?;
         let powered_on = Instant::now();
         self.driver.power_on(&id).await?;
         Ok(Running {
