@@ -128,14 +128,13 @@ struct Running {
 
 impl Bench {
     async fn open(arguments: Arguments) -> Result<Self> {
-        let accelerator = match arguments.accel.as_str() {
-            "kvm" => Accelerator::Kvm,
-            "tcg" => Accelerator::Tcg,
-            other => bail!("--accel {other}: it is kvm or tcg"),
-        };
         let options = Options {
             program: arguments.qemu.clone(),
-            accelerator,
+            accelerator: match arguments.accel.as_str() {
+                "kvm" => Accelerator::Kvm,
+                "tcg" => Accelerator::Tcg,
+                other => bail!("--accel {other}: it is kvm or tcg"),
+            },
             ..Options::default()
         };
         let driver = Arc::new(Qemu::open(&arguments.state, options).await?);
@@ -192,9 +191,7 @@ impl Bench {
             debugger: None,
         };
         let key = ChannelKey::random()?;
-        self.driver
-            .create(spec, key.clone(), Metadata::new())
-            .await?;
+        self.driver.create(spec, key, Metadata::new()).await?;
         let powered_on = Instant::now();
         self.driver.power_on(&id).await?;
         Ok(Running {

@@ -98,11 +98,10 @@ class Plan:
     scale: float = 1.0
     only: Optional[int] = None
 
-    def pairs(self, usual: int, least: int = 1) -> int:
-        """How many pairs of a kind that is usually taken `usual` times."""
-        if self.only is not None:
-            return max(least, self.only)
-        return max(least, round(usual * self.scale))
+    def pairs(self, usual: int) -> int:
+        """How many pairs of a kind that is usually taken `usual` times: three at least, unless fewer
+        were asked for."""
+        return self.only if self.only is not None else max(3, round(usual * self.scale))
 
 
 @dataclass

@@ -60,7 +60,7 @@ HEADINGS = ("figure", "ours", "baseline", "", "ratio (spread)", "n", "goal", "ho
 
 
 def table(entries: Iterable) -> str:
-    """The table, with one line per figure that could not be measured below its part's others."""
+    """The table, and below it the notes on its lines."""
     rows, notes = [], []
     for entry in entries:
         if isinstance(entry, Missing):
@@ -69,8 +69,9 @@ def table(entries: Iterable) -> str:
         ours, baseline = Spread.of(entry.ours), Spread.of(entry.baseline)
         name = entry.name
         if entry.note:
-            notes.append(entry.note)
-            name += f" [{len(notes)}]"
+            if entry.note not in notes:
+                notes.append(entry.note)
+            name += f" [{notes.index(entry.note) + 1}]"
         rows.append(
             (
                 name,
