@@ -394,6 +394,19 @@ pub struct Info {
     pub cid: u32,
 }
 
+/// Whether a file begins as a VMDK does, whoever made it: a sparse extent (VMware's Virtual Disk
+/// Format 5.0), an ESXi sparse extent, or a descriptor.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn is_vmdk(path: &Path) -> std::io::Result<bool> {
+    let mut head = Vec::new();
+    File::open(path)?.take(21).read_to_end(&mut head)?;
+    Ok([&b"KDMV"[..], b"COWD", b"# Disk DescriptorFile"]
+        .iter()
+        .any(|magic| head.starts_with(magic)))
+}
+
 /// Reads the header of a disk made here.
 pub fn info(path: &Path) -> Result<Info, VmdkError> {
     let wrong = |what| VmdkError::Format {

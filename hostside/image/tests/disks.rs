@@ -337,3 +337,21 @@ fn an_exported_stream_reads_as_the_disk_does() {
         Err(VmdkError::Format { .. })
     ));
 }
+
+#[test]
+fn a_vmdk_is_known_by_how_it_begins() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk");
+    for (head, expected) in [
+        (&b"KDMV\x01\0\0\0"[..], true),
+        (b"COWD\x01\0\0\0", true),
+        (b"# Disk DescriptorFile\nversion=1\n", true),
+        (b"this is no VMDK\n", false),
+        (b"KDM", false),
+        (b"", false),
+    ] {
+        fs::write(&file, head).unwrap();
+        assert_eq!(vmdk::is_vmdk(&file).unwrap(), expected, "{head:?}");
+    }
+    assert!(vmdk::is_vmdk(&directory.path().join("missing")).is_err());
+}

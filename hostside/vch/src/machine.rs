@@ -195,7 +195,15 @@ fn volumes(args: &RunArgs, root: PathBuf) -> Result<(Vec<DiskSpec>, Vec<Mount>, 
             Ok(meta) if meta.is_dir() => bail!(
                 "volume {shown}: it is a directory; a volume is an ext4 VMDK file (host directories cannot be mounted)"
             ),
-            Ok(_) => existing(&volume.file)?,
+            Ok(_) => {
+                if !image::vmdk::is_vmdk(&volume.file).with_context(|| format!("volume {shown}"))? {
+                    bail!(
+                        "volume {shown}: it is not a VMDK; make one of a raw disk with \
+                         `qemu-img convert -O vmdk RAW {shown}`"
+                    );
+                }
+                existing(&volume.file)?
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => match volume.size {
                 Some(size) => {
                     let file = std::path::absolute(&volume.file)
