@@ -1,4 +1,5 @@
-//! A byte queue that grows on demand to a bound and gives its memory back when empty.
+//! A byte queue that grows on demand to a bound and gives its memory back when it is empty and was
+//! little used: a stream that flows keeps its buffer, one that falls silent does not.
 
 use alloc::{boxed::Box, vec};
 
@@ -11,6 +12,8 @@ pub(crate) struct Ring {
     buffer: Box<[u8]>,
     head: usize,
     len: usize,
+    /// Most bytes held since it was last empty.
+    peak: usize,
 }
 
 impl Ring {
@@ -40,6 +43,7 @@ impl Ring {
     /// Says that `n` bytes of the last `room` were filled.
     pub(crate) fn filled(&mut self, n: usize) {
         self.len = (self.len + n).min(self.buffer.len());
+        self.peak = self.peak.max(self.len);
     }
 
     /// Appends what fits under `bound`, and says how much that was.
@@ -78,16 +82,17 @@ impl Ring {
         &self.buffer[start..start + n]
     }
 
-    /// Drops the first `n` bytes; an empty ring gives its memory back when it held more than the
-    /// smallest block.
+    /// Drops the first `n` bytes. A ring that comes to be empty gives its memory back when it is more
+    /// than the smallest block and was not half used.
     pub(crate) fn consume(&mut self, n: usize) {
         let n = n.min(self.len);
         self.len -= n;
         if self.len == 0 {
             self.head = 0;
-            if self.buffer.len() > SMALLEST {
+            if self.buffer.len() > SMALLEST && self.peak < self.buffer.len() / 2 {
                 self.buffer = Box::default();
             }
+            self.peak = 0;
         } else {
             self.head = (self.head + n) % self.buffer.len();
         }
@@ -113,10 +118,23 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
-    use super::Ring;
+    use super::{Ring, SMALLEST};
     use proptest::prelude::*;
     use std::collections::VecDeque;
     use std::vec::Vec;
+
+    #[test]
+    fn a_stream_that_falls_silent_gives_its_memory_back() {
+        let mut ring = Ring::default();
+        for _ in 0..3 {
+            ring.push(&[0; 100_000], 131_072);
+            ring.consume(100_000);
+            assert_eq!(ring.capacity(), 131_072);
+        }
+        ring.push(b"last words", 131_072);
+        ring.consume(10);
+        assert!(ring.capacity() <= SMALLEST);
+    }
 
     proptest! {
         #[test]

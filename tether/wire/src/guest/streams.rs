@@ -79,6 +79,9 @@ impl OutputStream {
             self.stored = stored;
             self.sent = self.sent.max(stored);
         }
+        if self.ended && self.ring.len() == 0 {
+            self.ring.clear();
+        }
         self.limit = self.limit.max(limit);
         Ok(core::mem::take(&mut self.starved))
     }
