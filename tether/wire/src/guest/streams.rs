@@ -83,7 +83,10 @@ impl OutputStream {
             self.ring.clear();
         }
         self.limit = self.limit.max(limit);
-        Ok(core::mem::take(&mut self.starved))
+        // Room is told in steps worth a read: else a full buffer would go on a few bytes at a time,
+        // as fast as the host acknowledges them.
+        let worth = self.ring.len() <= OUTPUT_BUFFER / 4 * 3;
+        Ok(worth && core::mem::take(&mut self.starved))
     }
 
     /// Offset and bytes to send next, at most `most`.
