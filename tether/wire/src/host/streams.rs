@@ -105,6 +105,8 @@ pub(crate) struct InputStream {
     end_sent: bool,
     /// The caller was refused room and waits.
     starved: bool,
+    /// The process ended: nobody reads this.
+    discarded: bool,
 }
 
 impl InputStream {
@@ -117,6 +119,7 @@ impl InputStream {
             ended: false,
             end_sent: false,
             starved: false,
+            discarded: false,
         }
     }
 
@@ -151,6 +154,10 @@ impl InputStream {
     }
 
     fn resume(&mut self, state: &InputState) {
+        if self.discarded {
+            // The process ended: whatever the guest had of its input, nothing more goes there.
+            return;
+        }
         if self.sent == 0 {
             // What is there came from another controller: we go on after it.
             self.taken = state.received;
@@ -193,6 +200,7 @@ impl InputStream {
         self.ring.clear();
         self.ended = true;
         self.end_sent = true;
+        self.discarded = true;
     }
 }
 
