@@ -1,4 +1,5 @@
-//! Whether a program can be the only file of an initramfs.
+//! ELF-64 programs for x86-64: what they are made of, and whether one can be the only file of an
+//! initramfs.
 
 use crate::{Content, Error};
 
@@ -6,7 +7,85 @@ use crate::{Content, Error};
 const HEADER: usize = 64;
 const MACHINE_X86_64: u16 = 62;
 const PROGRAM_HEADER: usize = 56;
+/// `PT_LOAD`: a part of the program's memory.
+pub(crate) const SEGMENT_LOAD: u32 = 1;
+/// `PT_DYNAMIC`: the table of what is to be done when it is loaded.
+pub(crate) const SEGMENT_DYNAMIC: u32 = 2;
 const SEGMENT_INTERPRETER: u32 = 3;
+
+/// An entry of the program header table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    /// `p_type`.
+    pub kind: u32,
+    /// `p_flags`: 1 execute, 2 write, 4 read.
+    pub flags: u32,
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// Where in memory.
+    pub address: u64,
+    /// Bytes of it in the file.
+    pub stored: u64,
+    /// Bytes of it in memory.
+    pub size: u64,
+}
+
+/// What an ELF program says of itself.
+pub(crate) struct Program {
+    /// Where it starts.
+    pub entry: u64,
+    /// Its parts, in the file's order.
+    pub segments: Vec<Segment>,
+}
+
+impl Program {
+    /// The program in `bytes`, or what is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Program, &'static str> {
+        const BROKEN: &str = "its ELF program headers are damaged";
+        if !bytes.starts_with(b"\x7fELF") || bytes.len() < HEADER {
+            return Err("it is not an ELF program (the initramfs has no shell for scripts)");
+        }
+        let half = |offset: usize| u16::from_le_bytes([bytes[offset], bytes[offset + 1]]);
+        let (class_64, little_endian) = (bytes[4] == 2, bytes[5] == 1);
+        if !class_64 || !little_endian || half(18) != MACHINE_X86_64 {
+            return Err("it is not built for x86-64");
+        }
+        let (entry_size, count) = (usize::from(half(54)), usize::from(half(56)));
+        if entry_size != PROGRAM_HEADER {
+            return Err(BROKEN);
+        }
+        let table = usize::try_from(long(bytes, 32))
+            .ok()
+            .and_then(|start| bytes.get(start..start.checked_add(entry_size * count)?))
+            .ok_or(BROKEN)?;
+        let segments = table.chunks_exact(entry_size).map(|entry| Segment {
+            kind: word(entry, 0),
+            flags: word(entry, 4),
+            offset: long(entry, 8),
+            address: long(entry, 16),
+            stored: long(entry, 32),
+            size: long(entry, 40),
+        });
+        Ok(Program {
+            entry: long(bytes, 24),
+            segments: segments.collect(),
+        })
+    }
+}
+
+/// The 32-bit number at `offset`, which is within `bytes`.
+pub(crate) fn word(bytes: &[u8], offset: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[offset..offset + 4]);
+    u32::from_le_bytes(number)
+}
+
+/// The 64-bit number at `offset`, which is within `bytes`.
+pub(crate) fn long(bytes: &[u8], offset: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[offset..offset + 8]);
+    u64::from_le_bytes(number)
+}
 
 /// Checks that `init` is an x86-64 program that needs no interpreter: no
 /// loader or shell exists beside it, and the kernel would panic with no more
@@ -27,33 +106,14 @@ pub fn check_static(init: &Content) -> Result<(), Error> {
 }
 
 fn problem(bytes: &[u8]) -> Option<&'static str> {
-    const BROKEN: Option<&str> = Some("its ELF program headers are damaged");
-    if !bytes.starts_with(b"\x7fELF") || bytes.len() < HEADER {
-        return Some("it is not an ELF program (the initramfs has no shell for scripts)");
-    }
-    let half = |offset: usize| u16::from_le_bytes([bytes[offset], bytes[offset + 1]]);
-    let (class_64, little_endian) = (bytes[4] == 2, bytes[5] == 1);
-    if !class_64 || !little_endian || half(18) != MACHINE_X86_64 {
-        return Some("it is not built for x86-64");
-    }
-    let mut table = [0; 8];
-    table.copy_from_slice(&bytes[32..40]);
-    let (entry_size, count) = (usize::from(half(54)), usize::from(half(56)));
-    if entry_size != PROGRAM_HEADER {
-        return BROKEN;
-    }
-    let Some(start) = usize::try_from(u64::from_le_bytes(table)).ok() else {
-        return BROKEN;
+    let program = match Program::parse(bytes) {
+        Ok(program) => program,
+        Err(reason) => return Some(reason),
     };
-    let segments = start
-        .checked_add(entry_size * count)
-        .and_then(|end| bytes.get(start..end));
-    let Some(segments) = segments else {
-        return BROKEN;
-    };
-    let interpreted = segments
-        .chunks_exact(entry_size)
-        .any(|segment| segment[..4] == SEGMENT_INTERPRETER.to_le_bytes());
+    let interpreted = program
+        .segments
+        .iter()
+        .any(|segment| segment.kind == SEGMENT_INTERPRETER);
     interpreted.then_some(
         "it is dynamically linked, and the initramfs holds no libraries; \
          link it statically (target x86_64-unknown-linux-musl)",

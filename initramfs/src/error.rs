@@ -80,6 +80,15 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// The file for the EFI loader is neither an EFI application nor a program one can be made of.
+    #[error("{what} cannot be the EFI loader: {reason}")]
+    UnusableLoader {
+        /// The file, as the caller named it.
+        what: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     /// A file handed in as isolinux is something else.
     #[error("{what} is not usable: {reason}")]
     NotIsolinux {

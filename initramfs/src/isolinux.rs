@@ -95,8 +95,8 @@ impl Isolinux {
         let words = [descriptor, sector, self.core.len() as u32, checksum];
         let mut core = self.core.clone();
         core[TABLE..TABLE_END].fill(0);
-        for (field, word) in core[TABLE..].chunks_exact_mut(4).zip(words) {
-            field.copy_from_slice(&word.to_le_bytes());
+        for (field, word) in core[TABLE..].as_chunks_mut().0.iter_mut().zip(words) {
+            *field = word.to_le_bytes();
         }
         core
     }

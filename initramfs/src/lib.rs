@@ -14,8 +14,8 @@
 //! firmware starts `EFI/BOOT/BOOTX64.EFI` from a FAT volume inside the ISO.
 //! Both file systems list the kernel and the initramfs, and both lists point
 //! at the same sectors: the FAT volume ([`fat`]) keeps its files whole and
-//! aligned to CD-ROM sectors. `BOOTX64.EFI` is `efi-loader/`, 4 KiB of our own: the
-//! kernel's EFI stub alone gets neither initramfs nor command line from the
+//! aligned to CD-ROM sectors. `BOOTX64.EFI` is `efi-loader/`, 6 KB of our own,
+//! made an EFI application by [`efi_application`]: the kernel's EFI stub alone gets neither initramfs nor command line from the
 //! firmware, and a unified kernel image would be a second copy of both.
 //!
 //! Besides kernel and initramfs an ISO of 6 MB holds 228 KiB: isolinux 155, what
@@ -53,6 +53,7 @@ pub mod iso;
 mod isolinux;
 mod kernel;
 pub mod newc;
+mod pe;
 
 pub use content::Content;
 pub use date::Date;
@@ -60,3 +61,4 @@ pub use elf::check_static;
 pub use error::Error;
 pub use isolinux::{CommandLine, Isolinux};
 pub use kernel::check_bootable;
+pub use pe::efi_application;

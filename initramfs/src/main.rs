@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bootimage::{
-    CommandLine, Content, Date, Error, Isolinux, check_bootable, check_static, iso, newc,
+    CommandLine, Content, Date, Error, Isolinux, check_bootable, check_static, efi_application,
+    iso, newc,
 };
 use clap::{Parser, Subcommand};
 
@@ -43,7 +44,8 @@ enum Image {
         /// Directory that holds isolinux.bin and ldlinux.c32 (BIOS) of one release
         #[arg(long, value_name = "DIR")]
         isolinux: PathBuf,
-        /// The EFI loader that becomes EFI/BOOT/BOOTX64.EFI
+        /// The EFI loader that becomes EFI/BOOT/BOOTX64.EFI: an EFI application, or an ELF
+        /// program linked like efi-loader/
         #[arg(long, value_name = "FILE")]
         efi: PathBuf,
         /// The kernel command line
@@ -81,7 +83,7 @@ fn main() -> Result<()> {
             let iso = iso::BootIso::plan(iso::Contents {
                 kernel,
                 initramfs: Content::open(&initramfs)?,
-                efi_loader: Content::open(&efi)?,
+                efi_loader: efi_application(&Content::open(&efi)?)?,
                 isolinux: Isolinux::new(&part("isolinux.bin")?, &part("ldlinux.c32")?)?,
                 command_line: CommandLine::new(&append)?,
                 date: date()?,

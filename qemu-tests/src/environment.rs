@@ -22,6 +22,7 @@ pub struct Environment {
     boot_image: PathBuf,
     samples: PathBuf,
     source: PathBuf,
+    templates: PathBuf,
     full: bool,
     keep: bool,
     imported: Mutex<BTreeMap<String, Arc<Mutex<Import>>>>,
@@ -77,7 +78,13 @@ impl Environment {
         };
         std::fs::create_dir_all(out.join("shared/images"))
             .with_context(|| format!("cannot write to {}", out.display()))?;
+        let templates = tempfile::Builder::new()
+            .prefix("qemu-tests-")
+            .tempdir_in("/dev/shm")
+            .context("cannot make a directory on /dev/shm for templates")?
+            .keep();
         Ok(Self {
+            templates,
             out,
             vch,
             boot_image,
@@ -121,6 +128,12 @@ impl Environment {
 
     fn shared(&self) -> PathBuf {
         self.out.join("shared")
+    }
+
+    /// Where the templates are that all tests fork from. A test that looks at templates has its own
+    /// below it.
+    pub fn templates(&self) -> &Path {
+        &self.templates
     }
 
     /// Whether tests that take very long are run.
@@ -169,6 +182,8 @@ impl Environment {
 
     /// Removes what is left when nothing is to be looked at.
     pub fn finish(&self, all_passed: bool) {
+        // Memory, which says nothing of a test that failed.
+        let _ = std::fs::remove_dir_all(&self.templates);
         if all_passed && !self.keep {
             let _ = std::fs::remove_dir_all(&self.out);
         }

@@ -6,7 +6,8 @@ use crate::random::Random;
 use anyhow::{Context as _, Result, anyhow, bail};
 use hypervisor::{
     Boot, Carrier, ChannelKey, ChannelKind, Cpus, DiskAccess, DiskFormat, DiskSerial, DiskSource,
-    DiskSpec, Hardware, Hypervisor, MachineId, MachineSpec, Memory, PowerOff, PowerState,
+    DiskSpec, Hardware, Hypervisor, MachineId, MachineSpec, Memory, NicSpec, PowerOff, PowerState,
+    Start,
 };
 use qemu::{Options, Qemu};
 use std::future::Future;
@@ -36,15 +37,18 @@ pub struct Wanted {
     pub memory: u64,
     /// One byte in so many is flipped or dropped on the way.
     pub lies: Option<u64>,
+    /// Its vNICs.
+    pub nics: Vec<NicSpec>,
 }
 
 impl Default for Wanted {
-    /// virtio, 128 MiB, the truth.
+    /// virtio, 128 MiB, the truth, no vNIC.
     fn default() -> Self {
         Self {
             channel: ChannelKind::Virtio,
             memory: 128,
             lies: None,
+            nics: Vec::new(),
         }
     }
 }
@@ -76,7 +80,11 @@ impl Machine {
         let id = MachineId::random()?;
         let disk = t.file(&format!("{id}.vmdk"));
         store.child(&image.id, &id.to_string(), &disk)?;
-        let driver = Qemu::open(t.file(&format!("vm-{id}")), Options::default()).await?;
+        let options = Options {
+            templates: Some(t.environment().templates().to_owned()),
+            ..Options::default()
+        };
+        let driver = Qemu::open(t.file(&format!("vm-{id}")), options).await?;
         if !driver.capabilities().channels.contains(&wanted.channel) {
             return crate::harness::skip(format!(
                 "the driver has no {} channel here",
@@ -96,6 +104,10 @@ impl Machine {
                 initramfs: boot_image.join("initramfs.cpio"),
                 append: String::new(),
             },
+            start: match wanted.channel {
+                ChannelKind::Virtio => Start::Fork,
+                ChannelKind::Vsock | ChannelKind::Serial => Start::Boot,
+            },
             hardware: Hardware::Virtio,
             channel: wanted.channel,
             disks: vec![DiskSpec {
@@ -104,7 +116,7 @@ impl Machine {
                 access: DiskAccess::ReadWrite,
                 serial: DiskSerial::new(ROOT)?,
             }],
-            nics: Vec::new(),
+            nics: wanted.nics.clone(),
             debugger: None,
         };
         driver
@@ -204,13 +216,22 @@ impl Machine {
     /// # Errors
     /// It does not go off by itself.
     pub async fn end(self) -> Result<()> {
-        let mut events = self.driver.events();
         let shutdown = self.link.shutdown(ShutdownSpec {
             signal: SIGTERM,
             grace_ms: 1000,
             action: Action::PowerOff,
         });
         // The machine may be gone before its answer is here.
+        let (_, ended) = tokio::join!(shutdown, self.ended());
+        ended
+    }
+
+    /// Waits until the guest has powered off as it was told, and removes the machine.
+    ///
+    /// # Errors
+    /// It does not go off by itself.
+    pub async fn ended(&self) -> Result<()> {
+        let mut events = self.driver.events();
         let off = async {
             loop {
                 if let PowerState::Off { cause } = self.driver.inspect(&self.id).await?.power {
@@ -219,8 +240,7 @@ impl Machine {
                 events.next().await;
             }
         };
-        let off = tokio::time::timeout(Duration::from_secs(60), off);
-        let (_, cause) = tokio::join!(shutdown, off);
+        let cause = tokio::time::timeout(Duration::from_secs(60), off).await;
         let cause = cause.map_err(|_| anyhow!("the guest did not power off"))??;
         if !cause.is_orderly() {
             bail!("the guest went off otherwise than asked: {cause}");

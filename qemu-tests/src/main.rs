@@ -45,6 +45,8 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
+mod docker;
 mod environment;
 mod harness;
 mod lying;

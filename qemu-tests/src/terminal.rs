@@ -115,6 +115,27 @@ impl Terminal {
         drop(seen);
         self
     }
+
+    /// Waits until the screen shows one of the two; whether it is the first.
+    ///
+    /// # Panics
+    /// It never does.
+    #[track_caller]
+    pub fn shows_one_of(&self, first: &str, second: &str) -> bool {
+        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let said: &Said = self.0.screen.said();
+        let wanted = [first.as_bytes(), second.as_bytes()];
+        match said.find_one_of(&wanted, *seen, Instant::now() + PATIENCE) {
+            Some((end, which)) => {
+                *seen = end;
+                which == 0
+            }
+            None => panic!(
+                "the terminal never showed {first:?} or {second:?}; it showed {:?}",
+                String::from_utf8_lossy(&said.all())
+            ),
+        }
+    }
 }
 
 /// Whether two modes are the same.

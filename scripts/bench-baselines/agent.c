@@ -287,6 +287,9 @@ int main(void)
     int channel = open_channel();
     char command;
 
+    /* A template's QEMU is frozen when it has read this. */
+    if (access("/sys/firmware/qemu_fw_cfg/by_name/opt/tether/identity", F_OK) == 0)
+        dprintf(2, "tether: template ready\n");
     for (;;) {
         ssize_t got = read(channel, &command, 1);
 

@@ -148,7 +148,7 @@ cached() {
 
 # The target of the boot image's EFI loader.
 need_efi_target() {
-    local target=x86_64-unknown-uefi
+    local target=x86_64-unknown-none
     [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || return 0
     step "installing the Rust target $target"
     command -v rustup >/dev/null || die "the Rust toolchain has no target $target: install it, or install rustup"

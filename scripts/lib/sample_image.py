@@ -1,7 +1,9 @@
 """Writes a sample container image as an OCI image layout directory.
 
     sample_image.py busybox BINARY OUT    two layers round one static busybox
-    sample_image.py debian ROOT OUT       one layer out of a bootstrapped root directory
+    sample_image.py debian ROOT OUT [CONFIG]
+                                          one layer out of a bootstrapped root directory; CONFIG is JSON
+                                          for the image's `config` (OCI image specification, config.md)
 
 The same input gives the same bytes: entries are sorted, owners numeric, times clamped to one date,
 gzip headers empty. Formats: OCI image specification 1.0 (image-layout.md, manifest.md, config.md);
@@ -220,13 +222,13 @@ LEFT_OUT = re.compile(
 )
 
 
-def debian(root, out):
+def debian(root, out, config='{"Cmd":["bash"]}'):
     def fill(tar):
         add_tree(tar, root)
 
     layout = Layout(out)
     layout.add_layer("debootstrap --variant=minbase", fill)
-    layout.finish({"Env": ["PATH=" + PATH], "Cmd": ["bash"]})
+    layout.finish({"Env": ["PATH=" + PATH], **json.loads(config)})
 
 
 def add_tree(tar, root):
@@ -295,10 +297,10 @@ def extended_attributes(path):
 
 def main(arguments):
     makers = {"busybox": busybox, "debian": debian}
-    if len(arguments) != 3 or arguments[0] not in makers:
+    if not 3 <= len(arguments) <= 4 or arguments[0] not in makers:
         sys.exit(__doc__)
-    maker, source, out = arguments
-    makers[maker](source, out)
+    maker, *rest = arguments
+    makers[maker](*rest)
 
 
 main(sys.argv[1:])

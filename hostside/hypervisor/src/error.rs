@@ -80,6 +80,10 @@ pub enum Error {
         template: TemplateId,
         source: Cause,
     },
+    /// [`crate::Hypervisor::templates`], [`crate::Hypervisor::make_template`]
+    /// or [`crate::Hypervisor::remove_template`] failed.
+    #[error("templates cannot be used")]
+    Template { source: Cause },
     /// [`crate::Hypervisor::fork`] failed.
     #[error("cannot fork {parent}")]
     Fork { parent: ForkParent, source: Cause },
@@ -115,6 +119,7 @@ impl Error {
             | Self::ConnectChannel { source, .. }
             | Self::Console { source, .. }
             | Self::Freeze { source, .. }
+            | Self::Template { source }
             | Self::Fork { source, .. }
             | Self::Reconcile { source }
             | Self::Open { source, .. } => source,

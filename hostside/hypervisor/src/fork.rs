@@ -4,10 +4,13 @@
 //! vSphere it is a frozen machine that `InstantClone_Task` copies.
 
 use std::fmt;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskSpec;
+use crate::error::Cause;
 use crate::machine::{MachineId, Metadata};
 use crate::nic::NicSpec;
 use crate::spec::{ChannelKey, MachineSpec};
@@ -65,4 +68,45 @@ pub struct Fork {
     pub disks: Vec<DiskSpec>,
     /// Its vNICs, each with an address of its own.
     pub nics: Vec<NicSpec>,
+}
+
+/// What a running machine's fork needs of who knows its guest and makes its disks. Each is called at
+/// most once, in this order, as late as can be: the first two are the pause that the guest sees.
+#[async_trait]
+pub trait Bystander: Send + Sync {
+    /// Makes the guest's processes stand still, so that no instruction of theirs runs in a child before
+    /// the child is another machine. They stay so for [`HOLD`] of the guest's time.
+    ///
+    /// # Errors
+    ///
+    /// What the guest said. Nothing has been done to the machine.
+    async fn freeze(&self) -> Result<(), Cause>;
+
+    /// The virtual CPUs stand still and every write of theirs is in the disks: makes the disks of the
+    /// children, and those that the parent goes on with, as children of what they are now.
+    ///
+    /// # Errors
+    ///
+    /// What kept a disk from being made. The parent goes on with the disks it has.
+    async fn branch(&self) -> Result<(), Cause>;
+
+    /// The parent's virtual CPUs run again: lets its processes go on. Called after each `freeze`, also
+    /// one that failed.
+    async fn thaw(&self);
+}
+
+/// How long a guest that was frozen for a fork stays so without another word, of its own time.
+pub const HOLD: Duration = Duration::from_secs(10);
+
+/// What a fork of a running machine came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forked {
+    /// How long the parent's virtual CPUs stood still.
+    pub stopped: Duration,
+    /// From before its processes were told to stand still to after they were told to go on.
+    pub paused: Duration,
+    /// Bytes of memory that parent and children had in common at the fork, zeros aside.
+    pub shared: u64,
+    /// Of those, bytes copied while the machine stood still.
+    pub copied_while_stopped: u64,
 }

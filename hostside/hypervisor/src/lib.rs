@@ -45,18 +45,20 @@ pub use channel::{Carrier, Channel, ChannelIo};
 pub use disk::{DiskAccess, DiskFormat, DiskSerial, DiskSource, DiskSpec};
 pub use error::{Cause, Error, Result};
 pub use event::{EventSender, Events, MachineEvent, Next, Notice};
-pub use fork::{Fork, ForkParent, Template, TemplateId};
+pub use fork::{Bystander, Fork, ForkParent, Forked, HOLD, Template, TemplateId};
 pub use machine::{
-    Machine, MachineId, Metadata, MetadataChange, NotAMachineId, PowerState, StopCause,
+    Machine, MachineId, Metadata, MetadataChange, NotAMachineId, PowerState, Started, StopCause,
 };
 pub use nic::{Attachment, MacAddress, NicSpec, Protocol, PublishedPort, UserNetwork};
 pub use spec::{
     Boot, ChannelKey, ChannelKind, Cpus, DebuggerStart, Firmware, GuestDebugger, Hardware,
-    InvalidSpec, MachineSpec, Memory,
+    InvalidSpec, MachineSpec, Memory, Start,
 };
 pub use statistics::{
     Applied, BlockStatistics, Capabilities, NicStatistics, Reconfigure, Repair, Statistics,
 };
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -231,6 +233,44 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`Capabilities::fork`] is false.
     async fn freeze(&self, id: &MachineId, template: TemplateId) -> Result<Template>;
 
+    /// The templates there are. None where [`Capabilities::fork`] is false.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Template`].
+    async fn templates(&self) -> Result<Vec<Template>> {
+        Ok(Vec::new())
+    }
+
+    /// Sees to it that there is a template for machines like this one, as a
+    /// power on of one with [`Start::Fork`] would. Its disks, vNICs, identity
+    /// and name do not count.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Template`]; [`Cause::Unsupported`] where
+    /// [`Capabilities::fork`] is false.
+    async fn make_template(&self, _spec: &MachineSpec) -> Result<Template> {
+        Err(Error::Template {
+            source: Cause::Unsupported {
+                driver: self.name(),
+                what: "make a template".into(),
+                why: "it does not fork; boot instead".into(),
+            },
+        })
+    }
+
+    /// Removes a template. Its children run on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Template`], with [`Cause::NotFound`] when there is none.
+    async fn remove_template(&self, _id: &TemplateId) -> Result<()> {
+        Err(Error::Template {
+            source: Cause::NotFound { what: "template" },
+        })
+    }
+
     /// Makes running machines out of a template or a running machine.
     ///
     /// # Errors
@@ -238,6 +278,45 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`Error::Fork`]; [`Cause::Unsupported`] where [`Capabilities::fork`]
     /// is false. None of the children is left when it fails.
     async fn fork(&self, parent: &ForkParent, children: Vec<Fork>) -> Result<Vec<MachineId>>;
+
+    /// Makes running machines out of a running one, which goes on after a pause. `disks` are those that
+    /// the parent goes on with, each in the place of the disk of the same serial; they, and the
+    /// children's, are made by [`Bystander::branch`].
+    ///
+    /// The children run, and their processes stand still: each has a key of its own, and its vNICs are
+    /// not connected before [`Hypervisor::connect_nics`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fork`]; [`Cause::Unsupported`] where such a machine cannot be forked. None of the
+    /// children is left when it fails, and the parent runs on; whether on its new disks is in its
+    /// specification.
+    async fn fork_running(
+        &self,
+        parent: &MachineId,
+        _disks: Vec<DiskSpec>,
+        _children: Vec<Fork>,
+        _bystander: Arc<dyn Bystander>,
+    ) -> Result<Forked> {
+        Err(Error::Fork {
+            parent: ForkParent::Machine(*parent),
+            source: Cause::Unsupported {
+                driver: self.name(),
+                what: "fork a running machine".into(),
+                why: "it can only start machines from nothing".into(),
+            },
+        })
+    }
+
+    /// Connects the vNICs of a child of a running machine, once it has addresses of its own. Connected
+    /// already is success.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fork`].
+    async fn connect_nics(&self, _id: &MachineId) -> Result<()> {
+        Ok(())
+    }
 
     /// Finds and repairs what an earlier owner left half done: machines half
     /// made are destroyed, hypervisor processes without a machine are ended,

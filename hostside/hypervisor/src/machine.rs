@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fork::TemplateId;
 use crate::spec::MachineSpec;
 
 /// Free-form facts kept with the machine by the hypervisor itself (vSphere
@@ -227,6 +228,33 @@ pub struct Machine {
     pub started: SystemTime,
     /// When it last went off; the epoch if never.
     pub stopped: SystemTime,
+    /// How its last power on got it to run; `None` if never.
+    pub began: Option<Started>,
+}
+
+/// How a machine got to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Started {
+    /// It booted, as it was told to.
+    Booted,
+    /// It booted although it was to be forked.
+    BootedInstead {
+        /// Why, and what to do about it.
+        why: String,
+    },
+    /// It was forked from a template.
+    Forked {
+        /// From which.
+        template: TemplateId,
+        /// Whether that template was made for it just before.
+        made: bool,
+    },
+    /// It is a child of a machine that ran.
+    ForkedRunning {
+        /// Of which.
+        parent: MachineId,
+    },
 }
 
 #[cfg(test)]

@@ -46,6 +46,9 @@ pub struct MachineSpec {
     pub memory: Memory,
     /// What it boots.
     pub boot: Boot,
+    /// How a power on gets it there.
+    #[serde(default)]
+    pub start: Start,
     /// What its devices are.
     pub hardware: Hardware,
     /// What carries its channel.
@@ -293,6 +296,24 @@ pub enum Boot {
     },
 }
 
+/// How a powered-on machine gets from nothing to a tether that answers.
+///
+/// A wish: a driver that cannot fork here and now boots, and says why
+/// ([`crate::Started::BootedInstead`]). Whoever powers machines on need not
+/// know which hypervisor it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// It boots.
+    #[default]
+    Boot,
+    /// It is forked from the template of machines like it, which is made when
+    /// there is none.
+    Fork,
+}
+
+words!(Start, "boot, fork", Boot => "boot", Fork => "fork");
+
 /// A machine's firmware.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -415,6 +436,7 @@ mod tests {
                 initramfs: "i".into(),
                 append: String::new(),
             },
+            start: Start::Boot,
             hardware: Hardware::Virtio,
             channel: ChannelKind::Virtio,
             disks: vec![disk("image")],

@@ -1,259 +1,16 @@
 //! The in-process hypervisor, asked over the real wire.
 
-use std::collections::BTreeMap;
+mod controller;
 
-use hypervisor::fake::{Fake, Fault, Host, Operation, flood_byte};
+use controller::{Controller, KEY, running, setup, spec, until};
+use hypervisor::fake::{Fault, Host, Operation, flood_byte};
 use hypervisor::{
-    Boot, Carrier, Cause, Channel, ChannelKey, ChannelKind, Cpus, DiskAccess, DiskFormat,
-    DiskSerial, DiskSource, DiskSpec, Events, Hardware, Hypervisor as _, MachineId, MachineSpec,
-    Memory, Metadata, Next, Notice, PowerOff, PowerState, StopCause,
+    Cause, ChannelKey, ChannelKind, Hypervisor as _, Metadata, Notice, PowerOff, PowerState,
+    StopCause,
 };
 use tether_wire::message::{
-    Action, DiskId, Dns, ErrorKind, Exit, ExitStatus, Identity, Network, Output, PidNamespace,
-    ProcessId, ProcessSpec, Reply, Request, RequestId, Role, Root, Setup, ShutdownSpec,
-    SignalTarget, Stdio, User,
+    Action, ErrorKind, ExitStatus, Output, ProcessId, Request, ShutdownSpec, SignalTarget,
 };
-use tether_wire::{CarrierKind, HostEvent, HostSession, Time};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::Instant;
-
-const KEY: [u8; 32] = [9; 32];
-
-fn spec(channel: ChannelKind) -> MachineSpec {
-    MachineSpec {
-        id: MachineId::random().unwrap(),
-        name: "test".into(),
-        cpus: Cpus::ONE,
-        memory: Memory::MIN,
-        boot: Boot::Kernel {
-            kernel: "k".into(),
-            initramfs: "i".into(),
-            append: String::new(),
-        },
-        hardware: Hardware::Virtio,
-        channel,
-        disks: vec![DiskSpec {
-            source: DiskSource::File("image.vmdk".into()),
-            format: DiskFormat::Vmdk,
-            access: DiskAccess::ReadWrite,
-            serial: DiskSerial::new("root").unwrap(),
-        }],
-        nics: Vec::new(),
-        debugger: None,
-    }
-}
-
-async fn running(driver: &Fake, channel: ChannelKind) -> MachineId {
-    let id = driver
-        .create(spec(channel), ChannelKey::from_bytes(KEY), Metadata::new())
-        .await
-        .unwrap();
-    driver.power_on(&id).await.unwrap();
-    id
-}
-
-/// A controller: the wire's host end on a channel.
-struct Controller {
-    session: HostSession,
-    channel: Option<Channel>,
-    started: Instant,
-    replies: BTreeMap<RequestId, Result<Reply, tether_wire::message::Error>>,
-    output: BTreeMap<(ProcessId, Output), Vec<u8>>,
-    ended: Vec<(ProcessId, Output)>,
-    exits: BTreeMap<ProcessId, Exit>,
-    resumed: usize,
-}
-
-impl Controller {
-    fn new(channel: Channel) -> Self {
-        let kind = match channel.carrier {
-            Carrier::Stream => CarrierKind::Stream,
-            Carrier::Serial => CarrierKind::Serial,
-        };
-        let key = tether_wire::ChannelKey(*channel.key.as_bytes());
-        let mut session = HostSession::new(kind, key, [1; 16]);
-        session.connected([2; 16]);
-        Self {
-            session,
-            channel: Some(channel),
-            started: Instant::now(),
-            replies: BTreeMap::new(),
-            output: BTreeMap::new(),
-            ended: Vec::new(),
-            exits: BTreeMap::new(),
-            resumed: 0,
-        }
-    }
-
-    fn reconnect(&mut self, channel: Channel, nonce: u8) {
-        self.session.disconnected();
-        self.session.connected([nonce; 16]);
-        self.channel = Some(channel);
-    }
-
-    /// Speaks until `done` or the carrier breaks; whether it was `done`.
-    async fn until(&mut self, done: impl Fn(&Self) -> bool) -> bool {
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            while let Some(event) = self.session.next_event() {
-                self.take(event);
-            }
-            if done(self) {
-                return true;
-            }
-            let now = Time(u64::try_from(self.started.elapsed().as_micros()).unwrap());
-            let mut out = Vec::new();
-            self.session.transmit(now, &mut out);
-            let wake = self
-                .session
-                .timeout()
-                .map(|Time(at)| self.started + std::time::Duration::from_micros(at));
-            let Some(channel) = &mut self.channel else {
-                return false;
-            };
-            if channel.io.write_all(&out).await.is_err() {
-                self.channel = None;
-                return false;
-            }
-            tokio::select! {
-                read = channel.io.read(&mut buffer) => match read {
-                    Ok(0) | Err(_) => {
-                        self.channel = None;
-                        return false;
-                    }
-                    Ok(n) => {
-                        let now = Time(u64::try_from(self.started.elapsed().as_micros()).unwrap());
-                        self.session.receive(&buffer[..n], now).unwrap();
-                    }
-                },
-                () = async { match wake { Some(wake) => tokio::time::sleep_until(wake).await, None => std::future::pending().await } } => {}
-            }
-        }
-    }
-
-    fn take(&mut self, event: HostEvent) {
-        match event {
-            HostEvent::Resumed { .. } => self.resumed += 1,
-            HostEvent::Reply { id, result } => {
-                self.replies.insert(id, result);
-            }
-            HostEvent::Output {
-                process,
-                output,
-                offset,
-                data,
-            } => {
-                let stored = self.output.entry((process, output)).or_default();
-                assert_eq!(offset, stored.len() as u64, "a byte was lost or doubled");
-                stored.extend(data);
-                self.session.stored(process, output, stored.len() as u64);
-            }
-            HostEvent::OutputEnd {
-                process, output, ..
-            } => self.ended.push((process, output)),
-            HostEvent::Exited { process, exit } => {
-                self.exits.insert(process, exit);
-            }
-            _ => {}
-        }
-    }
-
-    async fn ask(&mut self, request: Request) -> Result<Reply, tether_wire::message::Error> {
-        let id = self.session.request(request).unwrap();
-        assert!(
-            self.until(|c| c.replies.contains_key(&id)).await,
-            "the carrier broke"
-        );
-        self.replies.remove(&id).unwrap()
-    }
-
-    async fn set_up(&mut self) -> Result<Reply, tether_wire::message::Error> {
-        self.ask(Request::Setup(setup("root"))).await
-    }
-
-    async fn start(
-        &mut self,
-        process: u32,
-        argv: &[&str],
-    ) -> Result<Reply, tether_wire::message::Error> {
-        let role = if process == 0 {
-            Role::Main {
-                pid_namespace: PidNamespace::Private,
-                init: false,
-            }
-        } else {
-            Role::Exec
-        };
-        self.ask(Request::Start {
-            process: ProcessId(process),
-            spec: program(argv, role),
-        })
-        .await
-    }
-
-    async fn exit(&mut self, process: u32) -> ExitStatus {
-        let process = ProcessId(process);
-        let all = |c: &Self| {
-            c.exits.contains_key(&process)
-                && [Output::Stdout, Output::Stderr]
-                    .iter()
-                    .all(|output| c.ended.contains(&(process, *output)))
-        };
-        assert!(self.until(all).await, "the carrier broke");
-        self.exits[&process].status
-    }
-
-    fn stdout(&self, process: u32) -> &[u8] {
-        self.output
-            .get(&(ProcessId(process), Output::Stdout))
-            .map_or(&[], Vec::as_slice)
-    }
-}
-
-fn setup(disk: &str) -> Setup {
-    Setup {
-        identity: Identity {
-            hostname: "test".into(),
-            domainname: String::new(),
-            machine_id: [3; 16],
-            seed: [4; 32],
-            unix_nanos: 0,
-        },
-        root: Root {
-            disk: DiskId::Serial(disk.into()),
-            read_only: false,
-        },
-        mounts: Vec::new(),
-        network: Network {
-            interfaces: Vec::new(),
-            dns: Dns::default(),
-            hosts: Vec::new(),
-        },
-        deadline_ms: 1000,
-    }
-}
-
-fn program(argv: &[&str], role: Role) -> ProcessSpec {
-    ProcessSpec {
-        argv: argv.iter().map(|&word| word.into()).collect(),
-        env: Vec::new(),
-        cwd: "/".into(),
-        user: User::default(),
-        stdio: Stdio::Pipes { stdin: true },
-        limits: Vec::new(),
-        role,
-    }
-}
-
-async fn until(events: &mut Events, wanted: Notice) {
-    loop {
-        match events.next().await {
-            Next::Event(event) if event.notice == wanted => return,
-            Next::Event(_) => {}
-            other => panic!("{wanted:?} did not come: {other:?}"),
-        }
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_program_runs_and_the_machine_powers_off_when_asked() {
@@ -264,12 +21,7 @@ async fn a_program_runs_and_the_machine_powers_off_when_asked() {
         let mut controller = Controller::new(driver.connect_channel(&id).await.unwrap());
         controller.set_up().await.unwrap();
         controller
-            .start(
-                0,
-                &[
-                    "say", "echo", "hello", "world", ",", "warn", "oh", ",", "exit", "42",
-                ],
-            )
+            .start(0, &["sh", "-c", "echo hello world; echo oh >&2; exit 42"])
             .await
             .unwrap();
         assert_eq!(controller.exit(0).await, ExitStatus::Code(42));
@@ -320,7 +72,10 @@ async fn programs_fail_as_tethers_do() {
         controller.start(1, &["true"]).await.unwrap_err().kind,
         ErrorKind::Busy
     );
-    controller.start(0, &["stubborn"]).await.unwrap();
+    controller
+        .start(0, &["sh", "-c", "trap '' TERM; sleep infinity"])
+        .await
+        .unwrap();
     controller.start(1, &["pause"]).await.unwrap();
     let signal = |signal, process| Request::Signal {
         process: ProcessId(process),
@@ -427,10 +182,7 @@ async fn a_machine_outlives_its_controller_and_keeps_its_exit_status() {
     let mut controller = Controller::new(first.connect_channel(&id).await.unwrap());
     controller.set_up().await.unwrap();
     controller
-        .start(
-            0,
-            &["say", "sleep", "3", ",", "echo", "done", ",", "exit", "3"],
-        )
+        .start(0, &["sh", "-c", "sleep 3; echo done; exit 3"])
         .await
         .unwrap();
     drop((controller, first));

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::digest::Digest;
 use crate::oci::{self, Layout, OciError, open_file};
 use crate::progress::{Phase, Progress};
-use crate::reference::Name;
+use crate::reference::{Name, Source};
 use crate::stream::Compression;
 use crate::tar::{EntryKind, Reader, TarError};
 
@@ -394,4 +394,57 @@ pub fn docker_image(archive: &Archive, name: Option<&Name>) -> Result<DockerImag
         layers: image.layers.unwrap_or_default(),
         name,
     })
+}
+
+/// An image that can be imported from an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// What imports it.
+    pub source: Source,
+    /// All names it has in the archive that this crate can read.
+    pub names: Vec<Name>,
+}
+
+/// The images of the archive at `path`, of either kind, which is what `docker load` brings in. What has to
+/// be unpacked goes to `spool` and may take up to `limit` bytes.
+///
+/// # Errors
+/// [`ArchiveError`]; an archive of neither kind is one without an `index.json`.
+pub fn images(
+    path: &Path,
+    spool: &Path,
+    limit: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<Listed>, ArchiveError> {
+    let archive = Archive::open(path, spool, limit, progress)?;
+    let manifest = match archive.file("manifest.json") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let listed = oci::tags(&archive)?.into_iter().map(|(tag, names)| Listed {
+                source: Source::OciArchive {
+                    path: path.to_owned(),
+                    tag,
+                },
+                names,
+            });
+            return Ok(listed.collect());
+        }
+        manifest => oci::read_document("manifest.json", manifest)?,
+    };
+    let images: Vec<Image> = oci::parse("manifest.json", &manifest)?;
+    let listed = images.into_iter().map(|image| {
+        let tags = image.repo_tags.unwrap_or_default();
+        let names: Vec<Name> = tags
+            .iter()
+            .filter_map(|tag| tag.parse::<Name>().ok())
+            .map(Name::tagged)
+            .collect();
+        Listed {
+            source: Source::DockerArchive {
+                path: path.to_owned(),
+                name: names.first().cloned(),
+            },
+            names,
+        }
+    });
+    Ok(listed.collect())
 }

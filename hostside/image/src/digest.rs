@@ -47,7 +47,7 @@ impl Digest {
             return Err(wrong());
         }
         let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
             for digit in pair {
                 let value = match digit {
                     b'0'..=b'9' => digit - b'0',

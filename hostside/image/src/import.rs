@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -11,6 +11,7 @@ use crate::archive::{self, Archive, ArchiveError};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::ext4::{self, Ext4Error, Identity, Label, Size};
+use crate::files;
 use crate::layer::{self, LayerError, Limits};
 use crate::oci::{self, DirectoryLayout, Layout, OciError};
 use crate::progress::{Phase, Progress};
@@ -75,6 +76,22 @@ pub enum ImportError {
         /// Why.
         source: RootfsError,
     },
+    /// A container's files cannot be an image.
+    #[error("cannot make an image of {origin}")]
+    Files {
+        /// The source.
+        origin: String,
+        /// Why.
+        source: files::Recorded,
+    },
+    /// The list of the image's files cannot be written.
+    #[error("cannot write the list of the files of {origin}")]
+    Listing {
+        /// The source.
+        origin: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A layer cannot be unpacked.
     #[error("cannot unpack layer {number} ({layer})")]
     Layer {
@@ -133,12 +150,12 @@ struct Input<'a> {
 }
 
 /// An opened source: which image it is, before its layers are read.
-pub(crate) struct Opened {
+pub(crate) struct Opened<'a> {
     origin: String,
-    kind: OpenedKind,
+    kind: OpenedKind<'a>,
 }
 
-enum OpenedKind {
+enum OpenedKind<'a> {
     Layers {
         id: Digest,
         config: Vec<u8>,
@@ -152,6 +169,10 @@ enum OpenedKind {
         archive: Archive,
     },
     Rootfs(PathBuf),
+    Files {
+        records: Box<dyn Read + 'a>,
+        config: serde_json::Map<String, serde_json::Value>,
+    },
 }
 
 /// A finished disk.
@@ -161,7 +182,7 @@ pub(crate) struct Built {
     pub summary: ext4::Summary,
 }
 
-impl Opened {
+impl<'a> Opened<'a> {
     /// Reads the documents of `source`. `spool` is for what has to be unpacked first.
     pub fn new(
         source: &Source,
@@ -211,12 +232,27 @@ impl Opened {
         Ok(Self { origin, kind })
     }
 
+    /// A container's files, with the configuration of the image they are to be.
+    pub fn files(
+        origin: String,
+        records: Box<dyn Read + 'a>,
+        config: serde_json::Map<String, serde_json::Value>,
+    ) -> Self {
+        let kind = OpenedKind::Files { records, config };
+        Self { origin, kind }
+    }
+
+    /// Where it comes from, for people.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// The image's id, if it is known before the content is read.
     pub fn id(&self) -> Option<Digest> {
         match &self.kind {
             OpenedKind::Layers { id, .. } => Some(*id),
             OpenedKind::Docker { image, .. } => Some(image.id),
-            OpenedKind::Rootfs(_) => None,
+            OpenedKind::Rootfs(_) | OpenedKind::Files { .. } => None,
         }
     }
 
@@ -228,11 +264,13 @@ impl Opened {
         }
     }
 
-    /// Writes the image's disk into the empty `file`, which is at `path`.
+    /// Writes the image's disk into the empty `file`, which is at `path`, and the list of its files into
+    /// `listing`.
     pub fn build(
         self,
         file: File,
         path: &Path,
+        listing: &mut dyn Write,
         options: &Options,
         progress: &dyn Progress,
     ) -> Result<Built, ImportError> {
@@ -258,6 +296,27 @@ impl Opened {
                     source,
                 })?;
                 let config = rootfs::config(content);
+                (Digest::of(&config), config, content)
+            }
+            OpenedKind::Files {
+                mut records,
+                mut config,
+            } => {
+                progress.phase(&Phase::Directory, None);
+                let content = files::copy(
+                    &mut *records,
+                    &mut tree,
+                    writer.contents(),
+                    &options.limits,
+                    progress,
+                )
+                .map_err(|source| ImportError::Files {
+                    origin: origin.clone(),
+                    source,
+                })?;
+                let rootfs = serde_json::json!({"type": "layers", "diff_ids": [content]});
+                config.insert("rootfs".to_owned(), rootfs);
+                let config = serde_json::to_vec(&config).unwrap_or_default();
                 (Digest::of(&config), config, content)
             }
             OpenedKind::Layers {
@@ -315,6 +374,10 @@ impl Opened {
             }
         };
         progress.phase(&Phase::Finish, None);
+        files::write_listing(&tree, listing).map_err(|source| ImportError::Listing {
+            origin: origin.clone(),
+            source,
+        })?;
         let identity = Identity::of(&content, options.label);
         // Parents are told apart by their content id: what makes the disks differ makes it differ.
         writer.contents().disk_mut().identify(&Digest::of(
@@ -335,7 +398,7 @@ impl Opened {
     }
 }
 
-impl OpenedKind {
+impl OpenedKind<'_> {
     fn layers(
         layout: Box<dyn Layout>,
         tag: Option<&str>,

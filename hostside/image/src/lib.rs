@@ -30,6 +30,7 @@ pub mod config;
 pub mod digest;
 pub mod disk;
 pub mod ext4;
+pub mod files;
 pub mod import;
 pub mod layer;
 pub mod oci;

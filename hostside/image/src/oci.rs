@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::digest::Digest;
+use crate::reference::Name;
 use crate::stream::Compression;
 
 /// The largest index, manifest or configuration taken, in bytes; registries take 4 MiB.
@@ -403,6 +404,33 @@ fn document(layout: &dyn Layout, descriptor: &Descriptor) -> Result<Vec<u8>, Oci
 }
 
 /// All of a small file.
+/// A tag in a layout's index, none for what has none, and the names that annotations give the image.
+pub(crate) type Tagged = (Option<String>, Vec<Name>);
+
+/// The tags in a layout's index, each once.
+pub(crate) fn tags(layout: &dyn Layout) -> Result<Vec<Tagged>, OciError> {
+    let index: Index = parse(
+        "index.json",
+        &read_document("index.json", layout.file("index.json"))?,
+    )?;
+    let mut tags: Vec<Tagged> = Vec::new();
+    for descriptor in &index.manifests {
+        let tag = descriptor.tag().map(str::to_owned);
+        // A tag alone ("latest") is no name; containerd writes the whole one beside it.
+        let annotations = descriptor.annotations.as_ref();
+        let whole = annotations.and_then(|all| all.get("io.containerd.image.name"));
+        let text = whole.or(tag.as_ref().filter(|tag| tag.contains([':', '/'])));
+        let name = text
+            .and_then(|text| text.parse::<Name>().ok())
+            .map(Name::tagged);
+        match tags.iter_mut().find(|(known, _)| *known == tag) {
+            Some((_, names)) => names.extend(name.filter(|name| !names.contains(name))),
+            None => tags.push((tag, name.into_iter().collect())),
+        }
+    }
+    Ok(tags)
+}
+
 pub(crate) fn read_document(
     name: &str,
     file: io::Result<Box<dyn Read + Send>>,

@@ -226,19 +226,22 @@ impl Core {
 
     /// Hands a request to the session.
     pub fn submit(&mut self, request: &Request) -> Result<RequestId, Full> {
-        let effect = match request {
-            Request::Start { process, .. } => Effect::Start(*process),
-            Request::Forget { process } => Effect::Forget(*process),
+        let effect = match (request.starts(), request) {
+            (Some(process), _) => Effect::Start(process),
+            (None, Request::Forget { process }) => Effect::Forget(*process),
             _ => Effect::None,
         };
         let id = self.session.request(request.clone())?;
-        if let Request::Start { process, spec } = request {
+        if let Some(process) = request.starts() {
             let process = self
                 .processes
-                .entry(*process)
+                .entry(process)
                 .or_insert_with(|| Process::new(0, 0));
             // A terminal's output is all standard output: nothing will say that the other ended.
-            process.stderr.ended |= matches!(spec.stdio, Stdio::Terminal { .. });
+            process.stderr.ended |= matches!(
+                request,
+                Request::Start { spec, .. } if matches!(spec.stdio, Stdio::Terminal { .. })
+            );
         }
         let slot = Slot {
             effect,

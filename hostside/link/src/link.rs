@@ -8,14 +8,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tether_wire::message::{
-    Mount, Network, ProcessId, ProcessInfo, ProcessSpec, Reply, Request, Setup, ShutdownSpec,
-    Statistics,
+    Error, ErrorKind, FileOperation, Mount, Network, ProcessId, ProcessInfo, ProcessSpec, Rebirth,
+    Reply, Request, Setup, ShutdownSpec, Statistics,
 };
 use tether_wire::{CarrierKind, ChannelKey, HostSession};
 use tokio::time::Instant;
 
 /// The longest process list [`Link::processes`] collects.
 pub const MAX_LISTED: usize = 65_536;
+
+/// The protocol's first version with freezing, thawing and rebirth.
+const FORKS_SINCE: u16 = 2;
 
 /// What a link has to know.
 #[derive(Clone, Debug)]
@@ -140,12 +143,34 @@ impl Link {
         process: ProcessId,
         spec: ProcessSpec,
     ) -> impl Future<Output = Result<RunningProcess, LinkError>> + Send + use<> {
-        let answer = self.request(Request::Start { process, spec });
+        self.begin("start", process, Request::Start { process, spec })
+    }
+
+    /// Reads or writes the container's files, as a process under an id that is not in use; sent at
+    /// once, and handled as one that was [`start`](Self::start)ed. Standard output and input are
+    /// streams of [`tether_wire::files`] records; [`tether_wire::files::Failure`] is what the exit
+    /// code means, and standard error has the sentence that goes with it. Close the input behind the
+    /// last record of a `Write`; kill the process to end it early.
+    pub fn files(
+        &self,
+        process: ProcessId,
+        operation: FileOperation,
+    ) -> impl Future<Output = Result<RunningProcess, LinkError>> + Send + use<> {
+        self.begin("files", process, Request::Files { process, operation })
+    }
+
+    fn begin(
+        &self,
+        what: &'static str,
+        process: ProcessId,
+        request: Request,
+    ) -> impl Future<Output = Result<RunningProcess, LinkError>> + Send + use<> {
+        let answer = self.request(request);
         let shared = self.shared.clone();
         async move {
             match answer.await? {
                 Reply::Started(_) => attach(&shared, process).ok_or(LinkError::Unknown(process)),
-                _ => Err(LinkError::Nonsense("start")),
+                _ => Err(LinkError::Nonsense(what)),
             }
         }
     }
@@ -216,6 +241,49 @@ impl Link {
         network: Network,
     ) -> impl Future<Output = Result<(), LinkError>> + Send + use<> {
         done("network", self.request(Request::Network(network)))
+    }
+
+    /// Stops the container's processes where they are, for at most `hold` of the machine's time.
+    ///
+    /// # Errors
+    /// [`LinkError::Guest`]; of the kind `Unsupported` when this tether or an older one cannot.
+    pub async fn freeze(&self, hold: Duration) -> Result<(), LinkError> {
+        self.since(FORKS_SINCE)?;
+        let hold_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
+        done("freeze", self.request(Request::Freeze { hold_ms })).await
+    }
+
+    /// Lets frozen processes go on.
+    pub fn thaw(
+        &self,
+        unix_nanos: u64,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send + use<> {
+        done("thaw", self.request(Request::Thaw { unix_nanos }))
+    }
+
+    /// Makes a child of a running machine another machine and lets its processes go on.
+    ///
+    /// # Errors
+    /// [`LinkError::Guest`]; of the kind `Exists` when that was done before.
+    pub fn rebirth(
+        &self,
+        rebirth: Rebirth,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send + use<> {
+        done("rebirth", self.request(Request::Rebirth(rebirth)))
+    }
+
+    /// Fails where the guest speaks an older version of the protocol.
+    fn since(&self, needed: u16) -> Result<(), LinkError> {
+        match self.shared.lock().session.version() {
+            Some(version) if version < needed => Err(LinkError::Guest(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the machine was started from a boot image whose tether speaks version {version} \
+                     of the protocol, and this needs version {needed}: start it again"
+                ),
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Stops everything and ends the machine. The machine may be gone before the answer arrives:

@@ -6,8 +6,9 @@ use guest::{Guest, KEY, Line, pattern};
 use std::time::Duration;
 use tether_link::{Adopted, Config, Link, LinkError, Notice, OutputReader, RunningProcess};
 use tether_wire::message::{
-    DiskId, Error, ErrorKind, ExitStatus, Identity, MachineEvent, Network, PidNamespace, ProcessId,
-    ProcessSpec, Role, Root, Setup, SignalTarget, Stdio, TerminalSize, User,
+    Boundary, Conflicts, DiskId, Error, ErrorKind, ExitStatus, FileOperation, Identity,
+    MachineEvent, Network, Owners, PidNamespace, ProcessId, ProcessSpec, Role, Root, Setup,
+    SignalTarget, Stdio, TerminalSize, User,
 };
 use tether_wire::{CarrierKind, ChannelKey};
 use tokio::time::Instant;
@@ -101,6 +102,41 @@ async fn setup_and_start_reach_the_guest_before_its_first_answer() {
     assert_eq!(read_all(&mut process.stdout).await, b"out");
     assert_eq!(read_all(&mut process.stderr).await, b"err");
     assert_eq!(process.wait().await.unwrap().status, ExitStatus::Code(42));
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_are_read_and_written_as_processes_of_their_own() {
+    let guest = Guest::boot(CarrierKind::Stream, 1);
+    let link = stream(&guest);
+    set_up(&link).await;
+    let path = b"/etc/passwd".to_vec();
+    let stat = FileOperation::Stat { path: path.clone() };
+    let mut stat = link.files(ProcessId(7), stat).await.unwrap();
+    assert_eq!(read_all(&mut stat.stdout).await, path);
+    assert_eq!(stat.wait().await.unwrap().status, ExitStatus::Code(0));
+    stat.control.forget().await.unwrap();
+    let list = FileOperation::List {
+        path: b"/".to_vec(),
+        boundary: Boundary::FileSystem,
+    };
+    let mut list = link.files(ProcessId(7), list).await.unwrap();
+    assert_eq!(read_all(&mut list.stdout).await, pattern(100_000));
+    let write = FileOperation::Write {
+        path: b"/".to_vec(),
+        conflicts: Conflicts::Replace,
+        owners: Owners::Recorded,
+    };
+    let mut write = link.files(ProcessId(8), write).await.unwrap();
+    let input = async {
+        write.stdin.write_all(&pattern(300_000)).await.unwrap();
+        write.stdin.finish();
+    };
+    let (echo, ()) = tokio::join!(read_all(&mut write.stdout), input);
+    assert_eq!(echo, pattern(300_000));
+    assert_eq!(
+        write.control.wait().await.unwrap().status,
+        ExitStatus::Code(0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,7 +31,7 @@ pub enum AcceleratorChoice {
     /// KVM where it is proved, else emulation.
     #[default]
     Auto,
-    /// KVM, proved or not.
+    /// KVM, or nothing.
     Kvm,
     /// Emulation.
     Tcg,
@@ -82,7 +82,7 @@ impl Probe {
     ///
     /// # Errors
     ///
-    /// [`NoKvm`], when KVM was asked for by name and cannot be opened.
+    /// [`NoKvm`], when KVM was asked for by name and cannot be opened, or does not run this kernel.
     pub async fn choose(&self, choice: AcceleratorChoice) -> Result<Acceleration, NoKvm> {
         let tcg = |why: String| Acceleration {
             accelerator: Accelerator::Tcg,
@@ -94,7 +94,14 @@ impl Probe {
         };
         match choice {
             AcceleratorChoice::Tcg => Ok(tcg("emulation was asked for".to_owned())),
-            AcceleratorChoice::Kvm => open_kvm().map(|()| kvm("KVM was asked for")).map_err(NoKvm),
+            AcceleratorChoice::Kvm => {
+                open_kvm().and_then(|()| processor_can()).map_err(NoKvm)?;
+                // Without a kernel to prove it with, the user's word counts.
+                if let Some(kernel) = &self.kernel {
+                    self.proved(kernel).await.map_err(NoKvm)?;
+                }
+                Ok(kvm("KVM was asked for"))
+            }
             AcceleratorChoice::Auto => {
                 if let Err(why) = open_kvm().and_then(|()| processor_can()) {
                     return Ok(tcg(why));

@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 
 use hypervisor::{
     Attachment, Boot, ChannelKind, DebuggerStart, DiskAccess, DiskFormat, DiskSerial, DiskSource,
-    DiskSpec, Firmware, Hardware, MachineSpec, NicSpec,
+    DiskSpec, Firmware, Hardware, MachineId, MachineSpec, NicSpec,
 };
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::accel::Accelerator;
+use crate::directory::Devices;
 
 /// The key's file in the machine's directory.
 pub const KEY_FILE: &str = "channel.key";
@@ -74,6 +76,67 @@ pub struct Prepared<'a> {
     pub tsc_khz: Option<u64>,
     /// UEFI's code, if the machine boots by it.
     pub uefi_code: Option<PathBuf>,
+    /// Where its first instruction comes from.
+    pub birth: Birth,
+}
+
+/// Where a machine's first instruction comes from. Descriptors are inherited under these numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Birth {
+    /// Its firmware.
+    Boot,
+    /// Its firmware; and then it becomes a template.
+    Template {
+        /// The file that is its memory.
+        ram_fd: i32,
+        /// A connected socket for its console.
+        console_fd: i32,
+    },
+    /// A template.
+    Fork {
+        /// The template's memory, of which it gets a private view.
+        ram_fd: i32,
+        /// The head of the template's kernel. Nothing runs it: it stands for the kernel in the
+        /// firmware's directory, whose entries the guest knows by number.
+        kernel_fd: i32,
+        /// The name of this start.
+        boot_id: MachineId,
+    },
+    /// A machine that ran.
+    Child {
+        /// What its memory was, of which it gets a private view.
+        ram_fd: i32,
+        /// As a fork's.
+        kernel_fd: i32,
+        /// The name of this start.
+        boot_id: MachineId,
+        /// Its parent's, which its state speaks of.
+        devices: Devices,
+    },
+}
+
+impl Birth {
+    /// Which devices such a machine has.
+    fn devices(&self) -> Devices {
+        match self {
+            Self::Boot => Devices::Booted,
+            Self::Template { .. } | Self::Fork { .. } => Devices::Forked,
+            Self::Child { devices, .. } => *devices,
+        }
+    }
+}
+
+/// Requests in a fork's disk queue. The guest's driver clears memory for all of them, as many
+/// segments each: 4 MiB for QEMU's own 256, that are shared with nobody.
+const FORK_QUEUE: u32 = 64;
+
+/// Bytes of a bzImage that QEMU looks at before it loads the rest: boot sector and setup code, 64
+/// sectors and one at most (Documentation/x86/boot.rst), and a little of what follows.
+pub const KERNEL_HEAD: u64 = 65 * 512 + 4096;
+
+/// The path by which QEMU opens an inherited descriptor once more.
+fn inherited(fd: i32) -> String {
+    format!("/proc/self/fd/{fd}")
 }
 
 /// What QEMU's end of the channel is.
@@ -119,7 +182,12 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
     args.pair("-mon", "chardev=qmp,mode=control");
     args.pair(
         "-chardev",
-        format!("ringbuf,id=console,size={CONSOLE_RING}"),
+        match prepared.birth {
+            Birth::Template { console_fd, .. } => format!("socket,id=console,fd={console_fd}"),
+            Birth::Boot | Birth::Fork { .. } | Birth::Child { .. } => {
+                format!("ringbuf,id=console,size={CONSOLE_RING}")
+            }
+        },
     );
     args.pair("-device", "isa-serial,id=serial0,chardev=console");
     args.pair("-device", "pvpanic");
@@ -130,13 +198,21 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
         "-fw_cfg",
         format!("name=opt/tether/channel,string={}", guest_word(spec)),
     );
+    let identity = identity(prepared);
+    args.pair(
+        "-fw_cfg",
+        format!("name=opt/tether/identity,string={identity}"),
+    );
     if spec.hardware == Hardware::Virtio {
         args.pair("-object", "rng-builtin,id=entropy");
         args.pair("-device", "virtio-rng-pci,rng=entropy");
-        args.pair(
-            "-device",
-            "virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on",
-        );
+        // What a balloon gives back, QEMU punches out of the memory's file: out of the template.
+        if prepared.birth.devices() == Devices::Booted {
+            args.pair(
+                "-device",
+                "virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on",
+            );
+        }
     }
     args.channel(spec, &prepared.channel);
     match spec.hardware {
@@ -160,12 +236,30 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
         for node in nodes(disk) {
             args.pair("-blockdev", node.to_string());
         }
-        args.pair("-device", device(spec.hardware, disk, None).to_string());
+        let mut device = device(spec.hardware, disk, None);
+        if prepared.birth.devices() == Devices::Forked {
+            device["queue-size"] = FORK_QUEUE.into();
+        }
+        args.pair("-device", device.to_string());
     }
     for (index, nic) in spec.nics.iter().enumerate() {
         args.nic(spec.hardware, index, nic);
     }
-    args.boot(prepared);
+    match prepared.birth {
+        Birth::Boot | Birth::Template { .. } => args.boot(prepared),
+        Birth::Fork { kernel_fd, .. } => {
+            args.pair("-kernel", inherited(kernel_fd));
+            args.pair("-incoming", "defer");
+        }
+        Birth::Child { kernel_fd, .. } => {
+            args.pair("-kernel", inherited(kernel_fd));
+            args.pair("-incoming", "defer");
+            // `xen-save-devices-state` writes neither memory nor the migration's own section.
+            args.pair("-global", "migration.send-configuration=off");
+            // It runs when its vNICs are disconnected.
+            args.plain(&["-S"]);
+        }
+    }
     if let Some(debugger) = &spec.debugger {
         args.pair("-gdb", format!("tcp:{}", debugger.listen));
         if debugger.start == DebuggerStart::Wait {
@@ -173,6 +267,22 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
         }
     }
     args.0
+}
+
+/// What tells a template's tether that it is one, and a fork's or a child's that it is another machine:
+/// boot id and UUID, 32 hexadecimal digits each, as many bytes for one as for the other. A machine that
+/// boots goes by its kernel's boot id and has its UUID in both places, so that a child of it finds the
+/// entry where it was.
+fn identity(prepared: &Prepared<'_>) -> String {
+    let digits = |id: &MachineId| id.to_string().replace('-', "");
+    let uuid = &prepared.spec.id;
+    match &prepared.birth {
+        Birth::Boot => format!("{}{}", digits(uuid), digits(uuid)),
+        Birth::Template { .. } => "0".repeat(64),
+        Birth::Fork { boot_id, .. } | Birth::Child { boot_id, .. } => {
+            format!("{}{}", digits(boot_id), digits(uuid))
+        }
+    }
 }
 
 struct Arguments(Vec<OsString>);
@@ -224,10 +334,20 @@ impl Arguments {
             format!("cpus={cpus},sockets=1,cores={cpus},threads=1"),
         );
         self.pair("-m", format!("{}M", spec.memory.mib()));
-        // vhost-user devices reach guest memory by mapping it.
-        let backend = match prepared.channel {
-            Wire::VhostUser { .. } => "memory-backend-memfd,id=ram,share=on",
-            Wire::Listener { .. } | Wire::Vhost { .. } => "memory-backend-ram,id=ram",
+        let file = |fd, share| {
+            let path = inherited(fd);
+            format!("memory-backend-file,id=ram,mem-path={path},share={share}")
+        };
+        let backend = match (&prepared.birth, &prepared.channel) {
+            (Birth::Template { ram_fd, .. }, _) => file(*ram_fd, "on"),
+            (Birth::Fork { ram_fd, .. } | Birth::Child { ram_fd, .. }, _) => file(*ram_fd, "off"),
+            // vhost-user devices reach guest memory by mapping it.
+            (Birth::Boot, Wire::VhostUser { .. }) => {
+                "memory-backend-memfd,id=ram,share=on".to_owned()
+            }
+            (Birth::Boot, Wire::Listener { .. } | Wire::Vhost { .. }) => {
+                "memory-backend-ram,id=ram".to_owned()
+            }
         };
         self.pair("-object", format!("{backend},size={}M", spec.memory.mib()));
     }
@@ -363,6 +483,42 @@ pub fn disk_name(serial: &DiskSerial) -> String {
 /// The name of the node below a disk's.
 pub fn file_name(serial: &DiskSerial) -> String {
     format!("file-{serial}")
+}
+
+/// The name of a vNIC's device in QEMU.
+pub fn nic_name(index: usize) -> String {
+    format!("nic{index}")
+}
+
+/// The name of the node of a disk that came in the place of another of its serial: by its file, for
+/// there may be many in a row.
+pub fn branch_name(disk: &DiskSpec) -> String {
+    format!("branch-{}", file_digest(disk))
+}
+
+/// The block nodes of such a disk, in the order they have to be made.
+pub fn branch_nodes(disk: &DiskSpec) -> Vec<Value> {
+    let mut nodes = nodes(disk);
+    let file = format!("branch-file-{}", file_digest(disk));
+    if let [below, top] = nodes.as_mut_slice() {
+        below["node-name"] = file.as_str().into();
+        top["file"] = file.into();
+        top["node-name"] = branch_name(disk).into();
+    }
+    nodes
+}
+
+/// 16 digits.
+fn file_digest(disk: &DiskSpec) -> String {
+    let mut digest = Sha256::new();
+    match &disk.source {
+        DiskSource::File(path) => digest.update(path.as_os_str().as_encoded_bytes()),
+        DiskSource::Datastore { path, .. } => digest.update(path.as_bytes()),
+    }
+    digest.finalize()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The block nodes of a disk, in the order they have to be made.

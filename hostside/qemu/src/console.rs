@@ -198,7 +198,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(4) {
         return None;
     }
-    for (index, group) in text.chunks_exact(4).enumerate() {
+    for (index, group) in text.as_chunks::<4>().0.iter().enumerate() {
         let last = (index + 1) * 4 == text.len();
         let padding = if last {
             group.iter().rev().take_while(|b| **b == b'=').count()

@@ -19,7 +19,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use hypervisor::{Cause, ChannelKey, MachineId, MachineSpec, Metadata, StopCause};
+use hypervisor::{Cause, ChannelKey, MachineId, MachineSpec, Metadata, Started, StopCause};
 use serde::{Deserialize, Serialize};
 
 use crate::argv::KEY_FILE;
@@ -54,6 +54,22 @@ pub struct Record {
     pub stopped: SystemTime,
     /// Whether there should be a QEMU.
     pub life: Life,
+    /// How it last got to run.
+    #[serde(default)]
+    pub began: Option<Started>,
+    /// The devices of a child of a running machine: see [`Record::devices`].
+    #[serde(default)]
+    pub devices: Option<Devices>,
+}
+
+/// Which devices a machine's QEMU has been given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Devices {
+    /// Those of one that booted.
+    Booted,
+    /// Those of one that was forked from a template.
+    Forked,
 }
 
 /// Whether there should be a QEMU.
@@ -77,6 +93,17 @@ impl Record {
             started: SystemTime::UNIX_EPOCH,
             stopped: SystemTime::UNIX_EPOCH,
             life: Life::Off(StopCause::NeverStarted),
+            began: None,
+            devices: None,
+        }
+    }
+
+    /// The devices it has been given when it was last powered on.
+    pub fn devices(&self) -> Devices {
+        match (self.devices, &self.began) {
+            (Some(devices), _) => devices,
+            (None, Some(Started::Forked { .. })) => Devices::Forked,
+            (None, _) => Devices::Booted,
         }
     }
 }
@@ -221,13 +248,31 @@ impl Directory {
     ///
     /// [`Cause::File`].
     pub fn write(&self, record: &Record) -> Result<(), Cause> {
+        self.replace(record, |file| file.sync_data())
+    }
+
+    /// Replaces the record with one that says more, without waiting for the
+    /// storage: should the host crash now, the machine is off anyway.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::File`].
+    pub fn note(&self, record: &Record) -> Result<(), Cause> {
+        self.replace(record, |_| Ok(()))
+    }
+
+    fn replace(
+        &self,
+        record: &Record,
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), Cause> {
         let path = self.file(RECORD);
         let temporary = self.file("machine.json.new");
         let write = || {
             let mut file = File::create(&temporary)?;
             serde_json::to_writer_pretty(&mut file, record)?;
             file.write_all(b"\n")?;
-            file.sync_data()?;
+            sync(&file)?;
             fs::rename(&temporary, &path)
         };
         write().map_err(|source| Cause::File {

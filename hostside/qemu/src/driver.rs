@@ -1,17 +1,20 @@
 //! The driver: every machine of one VCH.
 
+mod fork;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hypervisor::{
-    Applied, Attachment, Boot, Capabilities, Cause, Channel, ChannelKey, ChannelKind, DiskSerial,
-    DiskSpec, Error, EventSender, Events, Fork, ForkParent, Hardware, Hypervisor, Machine as View,
-    MachineId, MachineSpec, Metadata, MetadataChange, Notice, PowerOff, Reconfigure, Repair,
-    Result, Statistics, Template, TemplateId,
+    Applied, Attachment, Boot, Bystander, Capabilities, Cause, Channel, ChannelKey, ChannelKind,
+    DiskSerial, DiskSpec, Error, EventSender, Events, Fork, ForkParent, Forked, Hardware,
+    Hypervisor, Machine as View, MachineId, MachineSpec, Metadata, MetadataChange, Notice,
+    PowerOff, Reconfigure, Repair, Result, Statistics, Template, TemplateId,
 };
 use tokio::sync::mpsc;
 
@@ -19,8 +22,13 @@ use crate::accel::Accelerator;
 use crate::directory::{self, Directory, Record};
 use crate::machine::{Machine, absolute, check_metadata, resolve};
 use crate::process;
+use crate::template::Templates;
 use crate::tsc::Measurement;
 use crate::vsock::VsockCarrier;
+
+/// How often a VCH that has an owner is tried again, 20 ms apart: a process that the owner was about to start
+/// when it was killed holds its lock until it executes its program.
+const OWNER_PATIENCE: u32 = 50;
 
 const DRIVER: &str = "qemu";
 
@@ -38,10 +46,12 @@ pub struct Options {
     pub hot_plug_slots: u8,
     /// UEFI's code and the template of its variables.
     pub uefi: (PathBuf, PathBuf),
+    /// Where the templates are that machines are forked from, on a tmpfs; without, all boot.
+    pub templates: Option<PathBuf>,
 }
 
 impl Default for Options {
-    /// QEMU from `PATH`, in emulation, with Debian's UEFI (package `ovmf`).
+    /// QEMU from `PATH`, in emulation, with Debian's UEFI (package `ovmf`), without templates.
     fn default() -> Self {
         Self {
             program: "qemu-system-x86_64".into(),
@@ -52,6 +62,7 @@ impl Default for Options {
                 "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
                 "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
             ),
+            templates: None,
         }
     }
 }
@@ -114,7 +125,15 @@ impl Qemu {
                 path: lock.clone(),
                 source,
             })?;
-        match owner.try_lock() {
+        let mut locked = owner.try_lock();
+        for _ in 0..OWNER_PATIENCE {
+            if !matches!(locked, Err(fs::TryLockError::WouldBlock)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            locked = owner.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
                 return Err(Cause::hypervisor(
@@ -346,7 +365,7 @@ impl Hypervisor for Qemu {
             channels.insert(1, ChannelKind::Vsock);
         }
         Capabilities {
-            fork: false,
+            fork: self.options.templates.is_some(),
             cpu_hot_add: false,
             memory_hot_add: false,
             balloon: true,
@@ -494,10 +513,12 @@ impl Hypervisor for Qemu {
         self.events.listen()
     }
 
+    /// A machine's memory is in a file from its first instruction or never, and only a template's
+    /// is: templates are made by [`Hypervisor::make_template`].
     async fn freeze(&self, id: &MachineId, template: TemplateId) -> Result<Template> {
         let source = unsupported(
-            "freeze a machine into a template",
-            "forks are not there yet",
+            "freeze a running machine",
+            "its memory is not in a file; make a template of its specification instead",
         );
         Err(Error::Freeze {
             id: *id,
@@ -506,12 +527,77 @@ impl Hypervisor for Qemu {
         })
     }
 
-    async fn fork(&self, parent: &ForkParent, _children: Vec<Fork>) -> Result<Vec<MachineId>> {
-        let source = unsupported("fork", "it is not there yet; boot instead");
-        Err(Error::Fork {
+    async fn templates(&self) -> Result<Vec<Template>> {
+        let list = || match &self.options.templates {
+            Some(directory) => Templates::open(directory)?.list(),
+            None => Ok(Vec::new()),
+        };
+        list()
+            .map(|all| {
+                all.into_iter()
+                    .map(|template| Template {
+                        id: template.record.id,
+                        spec: template.record.spec,
+                    })
+                    .collect()
+            })
+            .map_err(|source| Error::Template { source })
+    }
+
+    async fn make_template(&self, spec: &MachineSpec) -> Result<Template> {
+        let made = async {
+            let templates = Templates::of(&self.options)?;
+            templates.make_ready(spec, &self.options).await
+        };
+        made.await
+            .map(|record| Template {
+                id: record.id,
+                spec: record.spec,
+            })
+            .map_err(|source| Error::Template { source })
+    }
+
+    async fn remove_template(&self, id: &TemplateId) -> Result<()> {
+        let removed = async { Templates::of(&self.options)?.remove(id).await };
+        removed.await.map_err(|source| Error::Template { source })
+    }
+
+    async fn fork(&self, parent: &ForkParent, children: Vec<Fork>) -> Result<Vec<MachineId>> {
+        let forked = match parent {
+            ForkParent::Template(id) => self.fork_template(id, children).await,
+            ForkParent::Machine(_) => Err(unsupported(
+                "fork a running machine without a bystander",
+                "its guest has to stand still meanwhile",
+            )),
+        };
+        forked.map_err(|source| Error::Fork {
             parent: parent.clone(),
             source,
         })
+    }
+
+    async fn fork_running(
+        &self,
+        parent: &MachineId,
+        disks: Vec<DiskSpec>,
+        children: Vec<Fork>,
+        bystander: Arc<dyn Bystander>,
+    ) -> Result<Forked> {
+        self.fork_machine(parent, disks, children, bystander)
+            .await
+            .map_err(|source| Error::Fork {
+                parent: ForkParent::Machine(*parent),
+                source,
+            })
+    }
+
+    async fn connect_nics(&self, id: &MachineId) -> Result<()> {
+        self.on(id, |machine| async move { machine.connect_nics().await })
+            .await
+            .map_err(|source| Error::Fork {
+                parent: ForkParent::Machine(*id),
+                source,
+            })
     }
 
     async fn reconcile(&self) -> Result<Vec<Repair>> {

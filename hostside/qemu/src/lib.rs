@@ -34,9 +34,11 @@ mod process;
 pub mod qmp;
 mod statistics;
 mod sys;
+mod template;
 mod tsc;
 mod vsock;
 
 pub use accel::{Acceleration, Accelerator, AcceleratorChoice, NoKvm, Probe};
 pub use driver::{Options, Qemu};
+pub use template::{FileIdentity, Inputs, TemplateRecord, TemplateStatus, Templates};
 pub use vsock::VsockCarrier;

@@ -13,7 +13,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hypervisor::MachineId;
+use hypervisor::{Cause, MachineId};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 
@@ -22,6 +22,15 @@ use tokio::io::unix::AsyncFd;
 pub struct Process {
     pid: Pid,
     fd: AsyncFd<OwnedFd>,
+}
+
+/// Whether a process outlives the one that starts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// It does.
+    Own,
+    /// It does not, however this one ends.
+    Ours,
 }
 
 /// How a process ended, as far as this process can know.
@@ -46,8 +55,7 @@ impl std::fmt::Display for Ending {
 }
 
 impl Process {
-    /// Starts a program that outlives this process, in `directory`, with its
-    /// output in `log`.
+    /// Starts a program in `directory`, with its output in `log`.
     ///
     /// # Errors
     ///
@@ -58,6 +66,7 @@ impl Process {
         directory: &Path,
         log: &File,
         inherited: &[BorrowedFd<'_>],
+        lifetime: Lifetime,
     ) -> io::Result<Self> {
         let mut command = Command::new(program);
         command
@@ -66,7 +75,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?);
-        crate::sys::detach(&mut command, inherited);
+        crate::sys::detach(&mut command, inherited, lifetime);
         let child = command.spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed()).ok_or(io::ErrorKind::InvalidData)?;
         // `child` is dropped without a wait: `Self::ended` reaps.
@@ -118,6 +127,14 @@ impl Process {
         let _ = rustix::process::pidfd_send_signal(self.fd.get_ref().as_fd(), Signal::KILL);
         self.ended().await
     }
+}
+
+/// Why there is no QEMU.
+pub fn not_started(program: &Path, source: io::Error) -> Cause {
+    Cause::because(
+        format!("cannot start {} (is QEMU installed?)", program.display()),
+        source,
+    )
 }
 
 /// What a process is to its machine.
@@ -248,6 +265,7 @@ mod tests {
             directory.path(),
             &log,
             &[],
+            Lifetime::Own,
         )
         .unwrap();
         let first = process.ended().await;
@@ -265,6 +283,7 @@ mod tests {
             directory.path(),
             &log,
             &[],
+            Lifetime::Own,
         )
         .unwrap();
         assert_eq!(process.kill().await, Ending::Killed(9));

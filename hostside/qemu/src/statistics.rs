@@ -7,7 +7,7 @@ use std::time::Duration;
 use hypervisor::{BlockStatistics, DiskSpec, Statistics};
 use serde_json::Value;
 
-use crate::argv::disk_name;
+use crate::argv::{branch_name, disk_name};
 
 /// Processor and memory use of process `pid` (proc(5): `stat`,
 /// `smaps_rollup`).
@@ -65,10 +65,10 @@ pub fn of_disks(answer: &Value, disks: &[DiskSpec]) -> Vec<BlockStatistics> {
     disks
         .iter()
         .filter_map(|disk| {
-            let name = disk_name(&disk.serial);
+            let names = [disk_name(&disk.serial), branch_name(disk)];
             let stats = devices
                 .iter()
-                .find(|device| node(device).as_deref() == Some(&name))?
+                .find(|device| node(device).is_some_and(|name| names.contains(&name)))?
                 .get("stats")?;
             let count = |key: &str| stats.get(key).and_then(Value::as_u64).unwrap_or(0);
             Some(BlockStatistics {

@@ -12,10 +12,13 @@ use rustix::process::{Resource, Rlimit};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::process::Lifetime;
+
 /// Makes `command` start in a session of its own (no terminal's hang-up or
 /// Ctrl-C reaches it), without core dumps (they would hold guest memory), and
-/// with `inherited` open under the numbers they have here.
-pub fn detach(command: &mut Command, inherited: &[BorrowedFd<'_>]) {
+/// with `inherited` open under the numbers they have here. It ends with the
+/// thread that starts it if `lifetime` says so.
+pub fn detach(command: &mut Command, inherited: &[BorrowedFd<'_>], lifetime: Lifetime) {
     let numbers: Vec<i32> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: the closure runs in the forked child before exec, where only
     // async-signal-safe calls are allowed: it makes raw system calls (rustix's
@@ -25,6 +28,10 @@ pub fn detach(command: &mut Command, inherited: &[BorrowedFd<'_>]) {
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
+            if lifetime == Lifetime::Ours {
+                let signal = Some(rustix::process::Signal::KILL);
+                rustix::process::set_parent_process_death_signal(signal)?;
+            }
             rustix::process::setrlimit(
                 Resource::Core,
                 Rlimit {

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use crate::directory::Directory;
-use crate::process::Process;
+use crate::process::{Lifetime, Process};
 use crate::sys::watch_readable;
 
 /// The daemon's name, by which its processes are known.
@@ -124,8 +124,15 @@ pub async fn start_daemon(
         HOST_SOCKET,
     ]
     .map(Into::into);
-    let process =
-        Process::spawn(program, &arguments, directory.path(), log, &[]).map_err(failed)?;
+    let process = Process::spawn(
+        program,
+        &arguments,
+        directory.path(),
+        log,
+        &[],
+        Lifetime::Own,
+    )
+    .map_err(failed)?;
     let listens = async {
         while !directory.file(DEVICE_SOCKET).exists() || !directory.file(HOST_SOCKET).exists() {
             let mut ready = watch.readable().await?;

@@ -1,6 +1,8 @@
 //! The command line.
 
-use crate::args::{RunArgs, unsupported};
+use crate::args::serve::ServeArgs;
+use crate::args::{MachineArgs, RunArgs, size, unsupported};
+use crate::fork_command::ForkArgs;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -33,6 +35,13 @@ pub enum Command {
     /// Images in the store
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Serve the Docker Engine API for a VCH
+    Serve(Box<ServeArgs>),
+    /// Make running containers out of a running one
+    Fork(ForkArgs),
+    /// Templates that VMs are forked from
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// Say what this machine lacks
     Doctor(JsonArgs),
 }
@@ -104,6 +113,38 @@ pub enum ImageCommand {
         image: String,
         /// What it shall be called too
         name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TemplateCommand {
+    /// List templates, the one last used first
+    Ls(ListArgs),
+    /// Show everything known of templates, as JSON
+    Inspect {
+        /// Ids, or starts of ids
+        #[arg(required = true, value_name = "TEMPLATE")]
+        templates: Vec<String>,
+    },
+    /// Make the template that `vch run` with the same flags forks
+    Build {
+        /// Memory of the VM
+        #[arg(short, long, value_name = "SIZE")]
+        memory: Option<size::Size>,
+        /// Processors of the VM; a fraction counts as a whole one
+        #[arg(long, value_name = "NUMBER")]
+        cpus: Option<f64>,
+        #[command(flatten)]
+        machine: Box<MachineArgs>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove templates; VMs forked from them run on
+    Rm {
+        /// Ids, or starts of ids
+        #[arg(required = true, value_name = "TEMPLATE")]
+        templates: Vec<String>,
     },
 }
 
@@ -226,6 +267,6 @@ mod tests {
     #[test]
     fn kernel_arguments_may_look_like_flags() {
         let args = parse_run(&["--append", "-x", "--append=quiet", "img"]).unwrap();
-        assert_eq!(args.machine.append, ["-x", "quiet"]);
+        assert_eq!(args.machine.vm.append, ["-x", "quiet"]);
     }
 }

@@ -97,11 +97,8 @@ impl Slot {
                 count => filled += count,
             }
         }
-        let mut words = bytes.chunks_exact(8).map(|chunk| {
-            let mut word = [0; 8];
-            word.copy_from_slice(chunk);
-            u64::from_le_bytes(word)
-        });
+        let words = bytes.as_chunks().0.iter();
+        let mut words = words.map(|word| u64::from_le_bytes(*word));
         let mut next = || words.next().unwrap_or_default();
         let cursor = next();
         let (offset, length, kind, device, inode, position) =
@@ -137,8 +134,8 @@ impl Slot {
             place.position,
         ];
         let mut bytes = [0; 8 * WORDS];
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
+        for (chunk, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *chunk = word.to_le_bytes();
         }
         self.file.write_all_at(&bytes, self.base + INTENT)
     }

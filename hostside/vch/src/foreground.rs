@@ -41,8 +41,6 @@ const SIGTERM: u8 = 15;
 const CONSOLE_LINES: usize = 20;
 /// What a guest may take to unmount and power off beyond its process's grace.
 const POWER_OFF: Duration = Duration::from_secs(15);
-/// What a process may take to end when nobody reads its output any more.
-const UNREAD_GRACE_MS: u32 = 1000;
 
 /// How it ended.
 pub enum Outcome {
@@ -159,21 +157,16 @@ impl Foreground<'_> {
         power: &mut PowerWatch,
         signals: &mut Signals,
     ) -> Result<RunningProcess, Outcome> {
-        let fail = |error: anyhow::Error| Outcome::Failed(Failure::new(DAEMON, error));
-        let setup = self
-            .record
-            .setup()
-            .context("cannot get random bytes for the guest")
-            .map_err(fail)?;
-        // Both are on their way before the first answer.
-        let setup = link.setup(setup);
-        let start = link.start(ProcessId::MAIN, self.record.process.clone());
         let begun = async {
             let within = match self.record.machine.boot_timeout {
                 0 => Duration::MAX,
                 seconds => Duration::from_secs(seconds.into()),
             };
             link.ready(within).await?;
+            // Not before: the guest's clock is set to what the setup says, when it arrives.
+            let setup = link.setup(self.record.setup().map_err(Begin::Entropy)?);
+            // Both are on their way before the first answer.
+            let start = link.start(ProcessId::MAIN, self.record.process.clone());
             match setup.await {
                 Err(LinkError::Guest(error)) if error.kind == ErrorKind::Exists => {}
                 Err(LinkError::Guest(error)) => return Err(Begin::Setup(error)),
@@ -208,6 +201,10 @@ impl Foreground<'_> {
 
     async fn not_begun(&self, begin: Begin) -> Outcome {
         let failure = match begin {
+            Begin::Entropy(error) => {
+                let error = anyhow!(error).context("cannot get random bytes for the guest");
+                Failure::new(DAEMON, error)
+            }
             Begin::Setup(error) => {
                 Failure::new(DAEMON, anyhow!(error).context("cannot set the VM up"))
             }
@@ -307,7 +304,7 @@ impl Foreground<'_> {
                 // As a shell's pipeline would: what nobody reads need not be made.
                 drop(raw);
                 let spec = ShutdownSpec {
-                    grace_ms: UNREAD_GRACE_MS,
+                    grace_ms: self.record.unread_grace_ms,
                     ..self.record.stop
                 };
                 let ended = self.ended(128 + SIGPIPE, None, None);
@@ -462,6 +459,7 @@ impl Foreground<'_> {
 }
 
 enum Begin {
+    Entropy(io::Error),
     Setup(tether_wire::message::Error),
     Start(tether_wire::message::Error),
     Link(LinkError),

@@ -1,14 +1,14 @@
 //! The VM of one `vch run`: its specification, and the driver that makes it.
 
 use crate::args::publish::Transport;
-use crate::args::{AccelArg, BootArg, ChannelArg, FirmwareArg, HardwareArg, RunArgs};
+use crate::args::{BootArg, FirmwareArg, MachineArgs, RunArgs, VmArgs};
 use crate::plan;
 use crate::record::{MachineRecord, NewVolume, ROOT_SERIAL};
 use anyhow::{Context, Result, anyhow, bail};
 use hypervisor::{
-    Attachment, Boot, ChannelKind, Cpus, DebuggerStart, DiskAccess, DiskFormat, DiskSerial,
-    DiskSource, DiskSpec, Firmware, GuestDebugger, Hardware, Hypervisor, MacAddress, MachineId,
-    MachineSpec, Memory, NicSpec, Protocol, PublishedPort,
+    Attachment, Boot, Cpus, DebuggerStart, DiskAccess, DiskFormat, DiskSerial, DiskSource,
+    DiskSpec, Firmware, GuestDebugger, Hypervisor, MacAddress, MachineId, MachineSpec, Memory,
+    NicSpec, Protocol, PublishedPort, Start,
 };
 use qemu::{AcceleratorChoice, Probe};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -21,11 +21,39 @@ use tether_wire::message::{DiskId, Mount, MountSource};
 /// # Errors
 /// The directory is another process's, or KVM was asked for and does not work.
 pub async fn driver(directory: &Path, record: &MachineRecord) -> Result<Arc<dyn Hypervisor>> {
+    let templates = record.templates.clone();
+    open(directory, &record.accel, &record.spec.boot, templates).await
+}
+
+/// Opens the driver of the VMs in a directory, with the accelerator of this name and templates there.
+///
+/// # Errors
+/// The directory is another process's, or KVM was asked for and does not work.
+pub async fn open(
+    directory: &Path,
+    accel: &str,
+    boot: &Boot,
+    templates: Option<PathBuf>,
+) -> Result<Arc<dyn Hypervisor>> {
+    let options = options(accel, boot, templates).await?;
+    let driver = qemu::Qemu::open(directory, options).await?;
+    Ok(Arc::new(driver))
+}
+
+/// What the driver has to know to run such VMs.
+///
+/// # Errors
+/// KVM was asked for and does not work.
+pub async fn options(
+    accel: &str,
+    boot: &Boot,
+    templates: Option<PathBuf>,
+) -> Result<qemu::Options> {
     let options = qemu::Options::default();
-    let choice: AcceleratorChoice = record.accel.parse().map_err(|why: String| anyhow!(why))?;
+    let choice: AcceleratorChoice = accel.parse().map_err(|why: String| anyhow!(why))?;
     let probe = Probe {
         program: options.program.clone(),
-        kernel: match &record.spec.boot {
+        kernel: match boot {
             Boot::Kernel { kernel, .. } => Some(kernel.clone()),
             // What is on the ISO is beside it.
             Boot::Iso { iso, .. } => Some(iso.with_file_name("bzImage")).filter(|k| k.exists()),
@@ -33,12 +61,11 @@ pub async fn driver(directory: &Path, record: &MachineRecord) -> Result<Arc<dyn 
         cache: cache(),
     };
     let acceleration = probe.choose(choice).await?;
-    let options = qemu::Options {
+    Ok(qemu::Options {
         accelerator: acceleration.accelerator,
+        templates,
         ..options
-    };
-    let driver = qemu::Qemu::open(directory, options).await?;
-    Ok(Arc::new(driver))
+    })
 }
 
 /// Where what was found out about this host is kept.
@@ -60,15 +87,7 @@ pub fn cache() -> PathBuf {
 /// A file that is not there, a flag that contradicts another.
 pub fn plan(args: &RunArgs, name: &str, disk: PathBuf) -> Result<(MachineRecord, Vec<Mount>)> {
     let machine = &args.machine;
-    let hardware = match machine.hardware {
-        Some(HardwareArg::Vmware) => Hardware::Vmware,
-        None | Some(HardwareArg::Virtio) => Hardware::Virtio,
-    };
-    let channel = match (machine.channel, hardware) {
-        (Some(ChannelArg::Vsock), _) => ChannelKind::Vsock,
-        (Some(ChannelArg::Serial), _) | (None, Hardware::Vmware) => ChannelKind::Serial,
-        (Some(ChannelArg::Virtio), _) | (None, Hardware::Virtio) => ChannelKind::Virtio,
-    };
+    let (hardware, channel) = machine.vm.hardware();
     let (disks, mounts, new_volumes) = volumes(args, disk)?;
     let memory = match args.memory {
         Some(size) => Memory::from_bytes(size.0).context("invalid --memory")?,
@@ -89,7 +108,8 @@ pub fn plan(args: &RunArgs, name: &str, disk: PathBuf) -> Result<(MachineRecord,
         name: name.to_owned(),
         cpus: Cpus::new(plan::cpus(args)?).context("invalid --cpus")?,
         memory,
-        boot: boot(args)?,
+        boot: boot(&machine.vm, machine.console)?,
+        start: start(machine),
         hardware,
         channel,
         disks,
@@ -100,12 +120,9 @@ pub fn plan(args: &RunArgs, name: &str, disk: PathBuf) -> Result<(MachineRecord,
     let waits_for_debugger = spec.debugger.is_some();
     let record = MachineRecord {
         spec,
-        accel: match machine.accel {
-            Some(AccelArg::Kvm) => "kvm",
-            Some(AccelArg::Tcg) => "tcg",
-            None | Some(AccelArg::Auto) => "auto",
-        }
-        .to_owned(),
+        accel: machine.vm.acceleration().to_owned(),
+        templates: machine.vm.templates.clone(),
+        says_how: machine.vm.boot == Some(BootArg::Fork),
         boot_timeout: if waits_for_debugger {
             0
         } else {
@@ -117,8 +134,19 @@ pub fn plan(args: &RunArgs, name: &str, disk: PathBuf) -> Result<(MachineRecord,
     Ok((record, mounts))
 }
 
-fn boot(args: &RunArgs) -> Result<Boot> {
-    let machine = &args.machine;
+/// Fork where nothing stands against it. The kernel's log and a debugger begin where a fork is past.
+fn start(machine: &MachineArgs) -> Start {
+    match machine.vm.boot {
+        None if machine.console || machine.gdb.is_some() => Start::Boot,
+        _ => machine.vm.start(),
+    }
+}
+
+/// What VMs boot from; `console` lets the kernel say more than warnings.
+///
+/// # Errors
+/// A file that is not there, a flag that contradicts another.
+pub fn boot(machine: &VmArgs, console: bool) -> Result<Boot> {
     let built = |name: &str| match &machine.boot_image {
         Some(directory) => existing(&directory.join(name)),
         None => bail!(
@@ -149,7 +177,7 @@ fn boot(args: &RunArgs) -> Result<Boot> {
     // On a busy host emulated timer interrupts come late, and the kernel's check of them panics
     // (arch/x86/kernel/apic/io_apic.c, check_timer).
     let mut append = vec!["no_timer_check"];
-    if machine.console {
+    if console {
         // The driver's own arguments say `quiet`; the last word counts.
         append.push("loglevel=7");
     }

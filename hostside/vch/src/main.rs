@@ -15,11 +15,11 @@ mod cursor;
 mod doctor;
 mod failure;
 mod foreground;
+mod fork_command;
 mod image_commands;
 mod images;
 mod input;
 mod machine;
-mod names;
 mod output;
 mod paths;
 mod plan;
@@ -30,8 +30,11 @@ mod progress;
 mod record;
 mod run;
 mod run_directory;
+mod serve;
 mod signals;
+mod simulated;
 mod sink;
+mod template_commands;
 mod terminal;
 
 use clap::Parser;
@@ -50,6 +53,9 @@ fn main() {
         Command::Inspect(args) => containers::inspect(cli.state.as_deref(), &args),
         Command::Rm(args) => containers::remove(cli.state.as_deref(), &args),
         Command::Image(command) => image_commands::run(cli.state.as_deref(), command),
+        Command::Serve(args) => serve::run(cli.state.as_deref(), *args),
+        Command::Template(command) => template_commands::run(cli.state.as_deref(), command),
+        Command::Fork(args) => fork_command::run(cli.state.as_deref(), &args),
         Command::Doctor(args) => doctor::run(&args),
     };
     terminal::restore();

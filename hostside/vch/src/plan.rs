@@ -19,6 +19,8 @@ use tether_wire::message::{
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
 /// Docker's `--stop-timeout`.
 const STOP_TIMEOUT: u32 = 10;
+/// What a process may take to end when nobody reads its output any more.
+const UNREAD_GRACE_MS: u32 = 1000;
 
 /// What an image says about its containers (OCI image configuration, `config`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,6 +141,18 @@ pub fn stop(args: &RunArgs, image: &ImageConfig) -> Result<ShutdownSpec> {
             .saturating_mul(1000),
         action: Action::PowerOff,
     })
+}
+
+/// Milliseconds the process has to stop when nobody reads its output any more. As a shell's pipeline
+/// kills its writer at once, this is short unless `--stop-timeout` says otherwise.
+pub fn unread_grace_ms(args: &RunArgs) -> u32 {
+    args.stop_timeout
+        .map_or(UNREAD_GRACE_MS, |seconds| seconds.saturating_mul(1000))
+}
+
+/// What records from before it was one of their fields mean.
+pub fn unread_grace_usually() -> u32 {
+    UNREAD_GRACE_MS
 }
 
 /// tmpfs mounts in the order given, /dev/shm first. Volumes come before these.

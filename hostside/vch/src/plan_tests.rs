@@ -137,6 +137,8 @@ fn what_is_said_replaces_the_images() {
     );
     let stop = plan::stop(&args, &image()).unwrap();
     assert_eq!((stop.signal, stop.grace_ms), (9, 3000));
+    assert_eq!(plan::unread_grace_ms(&args), 3000);
+    assert_eq!(plan::unread_grace_ms(&parse(&["img"])), 1000);
     let labels = plan::labels(&args, &image()).unwrap();
     assert_eq!(labels["from"], "me");
     assert_eq!(labels["bare"], "");

@@ -42,6 +42,9 @@ pub struct Record {
     pub guest: GuestRecord,
     /// How it is stopped.
     pub stop: ShutdownSpec,
+    /// Milliseconds the process has to stop when nobody reads its output any more.
+    #[serde(default = "crate::plan::unread_grace_usually")]
+    pub unread_grace_ms: u32,
     /// The VM.
     pub machine: MachineRecord,
 }
@@ -66,6 +69,12 @@ pub struct MachineRecord {
     pub spec: MachineSpec,
     /// `--accel`, as the driver has to be opened again with it.
     pub accel: String,
+    /// Where the templates are.
+    #[serde(default)]
+    pub templates: Option<PathBuf>,
+    /// The user said how it is to begin, and wants to know if it did not.
+    #[serde(default)]
+    pub says_how: bool,
     /// Seconds the guest has to come up; 0 waits for ever.
     pub boot_timeout: u32,
     /// The kernel's log goes to stderr.
@@ -180,6 +189,7 @@ impl Record {
                 grace_ms: 10_000,
                 action: Action::PowerOff,
             },
+            unread_grace_ms: 1000,
             machine: MachineRecord {
                 spec: MachineSpec {
                     id: hypervisor::MachineId::from_bytes([7; 16]),
@@ -191,6 +201,7 @@ impl Record {
                         initramfs: "initramfs.cpio".into(),
                         append: String::new(),
                     },
+                    start: Default::default(),
                     hardware: hypervisor::Hardware::Virtio,
                     channel: hypervisor::ChannelKind::Virtio,
                     disks: Vec::new(),
@@ -198,6 +209,8 @@ impl Record {
                     debugger: None,
                 },
                 accel: "auto".to_owned(),
+                templates: None,
+                says_how: false,
                 boot_timeout: 60,
                 show_console: false,
                 new_volumes: Vec::new(),

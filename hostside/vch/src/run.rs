@@ -8,11 +8,13 @@ use crate::plan::{self, UserModeNetwork};
 use crate::record::{Ended, FORM, GuestRecord, Record, now, random};
 use crate::run_directory::{self, Claim, RunDirectory};
 use crate::signals::Signals;
-use crate::{images, machine, names, terminal};
+use crate::{images, machine, terminal};
 use anyhow::{Context, Result, anyhow, bail};
-use hypervisor::{Cause, Hypervisor, PowerOff, PowerState, UserNetwork};
+use hypervisor::{Cause, Hypervisor, PowerOff, PowerState, Started, UserNetwork};
 use image::digest::Digest;
 use image::store::Store;
+use portlayer::names;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::Arc;
 use tether_wire::message::MacAddress;
@@ -60,7 +62,10 @@ async fn fresh(state: &State, args: &RunArgs, signals: Signals) -> Result<u8, Fa
     let lease = store.hold(&image.id)?;
 
     let runs = state.runs()?;
-    let record = record(args, &images::config(&image), &image.id.to_string(), &runs)?;
+    let mut record = record(args, &images::config(&image), &image.id.to_string(), &runs)?;
+    if record.machine.templates.is_none() {
+        record.machine.templates = Some(state.templates()?);
+    }
     let key = random().context("cannot choose a channel key")?;
     if let Some(file) = &args.cidfile {
         std::fs::write(file, &record.id)
@@ -161,6 +166,7 @@ fn record(args: &RunArgs, image: &plan::ImageConfig, digest: &str, runs: &Path) 
         interactive: args.interactive,
         forward_signals: args.sig_proxy,
         stop: plan::stop(args, image)?,
+        unread_grace_ms: plan::unread_grace_ms(args),
         machine,
     })
 }
@@ -207,7 +213,17 @@ impl Container {
             Ok(machine) => machine.power,
             Err(error) if matches!(error.cause(), Cause::NotFound { .. }) => {
                 let key = hypervisor::ChannelKey::from_bytes(self.key);
-                driver.create(spec.clone(), key, Default::default()).await?;
+                let create = || driver.create(spec.clone(), key, Default::default());
+                match create().await {
+                    // Half made by one that was killed there.
+                    Err(error) if matches!(error.cause(), Cause::AlreadyExists { .. }) => {
+                        driver.reconcile().await?;
+                        create().await?;
+                    }
+                    created => {
+                        created?;
+                    }
+                }
                 PowerState::Off {
                     cause: hypervisor::StopCause::NeverStarted,
                 }
@@ -224,6 +240,9 @@ impl Container {
                 cause: hypervisor::StopCause::NeverStarted,
             } => {
                 driver.power_on(&spec.id).await?;
+                if let Some(began) = driver.inspect(&spec.id).await?.began {
+                    self.say(&began);
+                }
                 Origin::New
             }
             PowerState::Off { cause } => bail!(
@@ -233,6 +252,24 @@ impl Container {
             ),
         };
         Ok((driver, origin))
+    }
+
+    /// Tells people what took its time. A program that reads standard error is told only what it
+    /// asked for and did not get.
+    fn say(&self, began: &Started) {
+        let people = std::io::stderr().is_terminal();
+        match began {
+            Started::Forked { made: true, .. } if people => eprintln!(
+                "vch: made a template of this VM; the next like it are forked in a fraction of the time."
+            ),
+            Started::BootedInstead { why } if people || self.record.machine.says_how => {
+                eprintln!("vch: the VM booted instead of being forked: {why}.");
+            }
+            Started::Booted
+            | Started::Forked { .. }
+            | Started::ForkedRunning { .. }
+            | Started::BootedInstead { .. } => {}
+        }
     }
 
     /// Stays with the container to its end.

@@ -25,8 +25,8 @@ pub(super) fn catalog(bios_sector: u32, efi_sector: u32, efi_length: u64) -> [u8
         boot(efi_sector, efi_sectors),
     ];
     let mut bytes = [0; SECTOR as usize];
-    for (field, entry) in bytes.chunks_exact_mut(32).zip(entries) {
-        field.copy_from_slice(&entry);
+    for (field, entry) in bytes.as_chunks_mut().0.iter_mut().zip(entries) {
+        *field = entry;
     }
     bytes
 }
@@ -39,8 +39,10 @@ fn validation(platform: u8) -> [u8; 32] {
     entry[1] = platform;
     entry[30..].copy_from_slice(&[0x55, 0xaa]);
     let sum = entry
-        .chunks_exact(2)
-        .map(|word| u16::from_le_bytes([word[0], word[1]]))
+        .as_chunks()
+        .0
+        .iter()
+        .map(|word| u16::from_le_bytes(*word))
         .fold(0, u16::wrapping_add);
     entry[28..30].copy_from_slice(&sum.wrapping_neg().to_le_bytes());
     entry

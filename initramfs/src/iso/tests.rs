@@ -100,9 +100,11 @@ fn the_boot_catalog_names_isolinux_and_the_fat_volume() {
     );
     let catalog = word(&bytes, record + 71) as usize * SECTOR as usize;
     let sum = bytes[catalog..catalog + 32]
-        .chunks_exact(2)
+        .as_chunks()
+        .0
+        .iter()
         .fold(0u16, |sum, word| {
-            sum.wrapping_add(u16::from_le_bytes([word[0], word[1]]))
+            sum.wrapping_add(u16::from_le_bytes(*word))
         });
     assert_eq!(sum, 0);
     assert_eq!(word(&bytes, catalog + 32 + 8), FIRST_FILE);

@@ -1,5 +1,6 @@
 //! What a test is given.
 
+use crate::docker::Driver;
 use crate::environment::Environment;
 use crate::vch::{Run, Vch};
 use std::ffi::OsStr;
@@ -14,16 +15,23 @@ pub struct Context {
     environment: Arc<Environment>,
     directory: PathBuf,
     deadline: Instant,
+    driver: Driver,
     ran: AtomicU32,
 }
 
 impl Context {
     /// A context whose directory exists.
-    pub fn new(environment: Arc<Environment>, directory: PathBuf, deadline: Instant) -> Self {
+    pub fn new(
+        environment: Arc<Environment>,
+        directory: PathBuf,
+        deadline: Instant,
+        driver: Driver,
+    ) -> Self {
         Self {
             environment,
             directory,
             deadline,
+            driver,
             ran: AtomicU32::new(0),
         }
     }
@@ -46,6 +54,11 @@ impl Context {
     /// The state directory of this test's `vch`; its images are everyone's.
     pub fn state(&self) -> PathBuf {
         self.directory.join("state")
+    }
+
+    /// What this test's machines are.
+    pub fn driver(&self) -> Driver {
+        self.driver
     }
 
     /// When the test has to be over.

@@ -49,6 +49,12 @@ pub struct Options {
     /// Where the tests' directories go [default: a new one in the system's]
     #[arg(long, env = "QEMU_TESTS_OUT", value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Only tests of groups whose name begins so
+    #[arg(long, value_name = "GROUPS")]
+    pub only: Option<String>,
+    /// No tests of groups whose name begins so
+    #[arg(long, value_name = "GROUPS")]
+    pub without: Option<String>,
     /// Only tests of a group of this name, or whose name has this in it
     pub filter: Vec<String>,
 }
@@ -60,6 +66,14 @@ impl Options {
             true => test.group == word,
             false => test.title().contains(word.as_str()),
         };
+        let begins = |beginning: &Option<String>| {
+            beginning
+                .as_ref()
+                .map(|word| test.group.starts_with(word.as_str()))
+        };
+        if begins(&self.only) == Some(false) || begins(&self.without) == Some(true) {
+            return false;
+        }
         self.filter.is_empty() || self.filter.iter().any(matches)
     }
 }

@@ -102,7 +102,12 @@ fn run_one(test: &Test, index: usize, environment: &Arc<Environment>) -> Outcome
         }
     };
     let deadline = Instant::now() + test.within;
-    let context = Context::new(environment.clone(), directory.clone(), deadline);
+    let context = Context::new(
+        environment.clone(),
+        directory.clone(),
+        deadline,
+        test.driver,
+    );
     let body = test.body;
     let (sender, result) = channel();
     let thread = std::thread::spawn(move || {

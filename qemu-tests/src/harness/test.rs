@@ -1,6 +1,7 @@
 //! One test, and what becomes of it.
 
 use super::Context;
+use crate::docker::Driver;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub struct Test {
     pub within: Duration,
     /// Whether it is left out unless asked for with `--full`.
     pub full: bool,
+    /// What its machines are.
+    pub driver: Driver,
     /// What it does.
     pub body: fn(&Context) -> anyhow::Result<()>,
 }
@@ -35,6 +38,7 @@ impl Test {
             guests: 1,
             within: Duration::from_secs(180),
             full: false,
+            driver: Driver::Qemu,
             body,
         }
     }
@@ -57,9 +61,21 @@ impl Test {
         self
     }
 
+    /// With machines that are only played.
+    pub const fn on_the_fake(mut self) -> Self {
+        self.driver = Driver::Fake;
+        self.guests = 1;
+        self.full = false;
+        self
+    }
+
     /// Group and name.
     pub fn title(&self) -> String {
-        format!("{}: {}", self.group, self.name)
+        let driver = match self.driver {
+            Driver::Fake => " (fake)",
+            Driver::Qemu => "",
+        };
+        format!("{}: {}{driver}", self.group, self.name)
     }
 }
 

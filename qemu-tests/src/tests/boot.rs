@@ -1,7 +1,9 @@
 //! Every way to boot, on every hardware, over every channel.
 
 use crate::harness::{Context, Test, skip};
+use crate::vch::Running;
 use anyhow::{Context as _, Result};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -25,6 +27,16 @@ pub const TESTS: &[Test] = &[
     Test::new("boot", "the channel runs over virtio", virtio),
     Test::new("boot", "the channel runs over a serial line", serial),
     Test::new("boot", "the channel runs over vsock", vsock),
+    Test::new(
+        "boot",
+        "the channel runs over the kernel's own vhost-vsock",
+        kernel_vsock,
+    ),
+    Test::new(
+        "boot",
+        "--accel kvm runs the guest where KVM works, and says why not elsewhere",
+        kvm,
+    ),
     Test::new("boot", "--console shows the kernel's log", console),
     Test::new(
         "boot",
@@ -35,6 +47,11 @@ pub const TESTS: &[Test] = &[
         "boot",
         "--gdb holds the machine until the debugger lets it go",
         gdb,
+    ),
+    Test::new(
+        "boot",
+        "a debugger stops the running guest, reads its registers and lets it go on",
+        gdb_interrupts,
     ),
 ];
 
@@ -159,6 +176,34 @@ pub fn need_vsock() -> Result<()> {
     }
 }
 
+fn kernel_vsock(t: &Context) -> Result<()> {
+    match qemu::Options::default().vsock {
+        qemu::VsockCarrier::Kernel => channel(t, "vsock"),
+        qemu::VsockCarrier::None | qemu::VsockCarrier::Daemon(_) => {
+            skip("there is no /dev/vhost-vsock: load the module vhost_vsock")
+        }
+    }
+}
+
+fn kvm(t: &Context) -> Result<()> {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
+    let guests = cpus
+        .split_whitespace()
+        .any(|flag| matches!(flag, "vmx" | "svm"));
+    let opens = File::options().read(true).write(true).open("/dev/kvm");
+    let done = t.run(["echo", "hello"]).flags(["--accel", "kvm"]).done()?;
+    if opens.is_ok() && guests {
+        done.status(0).stdout("hello\n");
+    } else {
+        done.status(125)
+            .stdout("")
+            .says(&["KVM cannot be used", "/dev/kvm", "try --accel tcg"]);
+    }
+    // Left to itself it finds a way.
+    t.run(["echo", "hello"]).done()?.status(0).stdout("hello\n");
+    Ok(())
+}
+
 fn console(t: &Context) -> Result<()> {
     t.run(["echo", "hello"])
         .flags(["--console", "--append", "loglevel=7"])
@@ -185,23 +230,90 @@ fn other_kernel(t: &Context) -> Result<()> {
     Ok(())
 }
 
-fn gdb(t: &Context) -> Result<()> {
+/// A guest that waits for a debugger, and GDB's remote protocol with the stub that holds it.
+fn debugged(t: &Context, command: &[&str]) -> Result<(Running, Stub)> {
     let port = free_port()?;
     let running = t
-        .run(["echo", "hello"])
-        .flags([format!("--gdb=127.0.0.1:{port}")])
+        .run(command)
+        .flags(["-i".to_owned(), format!("--gdb=127.0.0.1:{port}")])
+        .stdin_open()
         .spawn()?;
-    let mut stub = connect(port, t.deadline())?;
-    // GDB's remote protocol: why did it stop? It has not started yet; then, detach: go on alone.
-    stub.write_all(b"$?#3f")?;
-    let mut answer = [0; 3];
-    stub.read_exact(&mut answer)?;
-    assert_eq!(
-        &answer, b"+$T",
-        "the debugger's stub answered something else"
-    );
-    stub.write_all(b"+$D#44")?;
+    Ok((running, Stub(connect(port, t.deadline())?)))
+}
+
+/// The far end of GDB's remote serial protocol (GDB manual, appendix E).
+struct Stub(TcpStream);
+
+impl Stub {
+    /// Sends a packet: `$`, the words, `#` and their sum.
+    fn tell(&mut self, words: &str) -> Result<()> {
+        let sum = words.bytes().fold(0u8, u8::wrapping_add);
+        self.0.write_all(format!("${words}#{sum:02x}").as_bytes())?;
+        Ok(())
+    }
+
+    /// Receives one, and says so.
+    fn hear(&mut self) -> Result<String> {
+        let mut byte = [0];
+        let mut next = || -> Result<u8> {
+            self.0.read_exact(&mut byte)?;
+            Ok(byte[0])
+        };
+        // In front of it the last packet sent may be acknowledged.
+        while next()? != b'$' {}
+        let mut words = String::new();
+        loop {
+            match next()? {
+                b'#' => break,
+                byte => words.push(byte.into()),
+            }
+        }
+        let sum = words.bytes().fold(0u8, u8::wrapping_add);
+        let said = [next()?, next()?];
+        assert_eq!(said, format!("{sum:02x}").as_bytes(), "{words}");
+        self.0.write_all(b"+")?;
+        Ok(words)
+    }
+
+    fn ask(&mut self, words: &str) -> Result<String> {
+        self.tell(words)?;
+        self.hear()
+    }
+}
+
+fn gdb(t: &Context) -> Result<()> {
+    let (running, mut stub) = debugged(t, &["echo", "hello"])?;
+    // Why did it stop? It has not started yet; then, detach: go on alone.
+    let why = stub.ask("?")?;
+    assert!(why.starts_with('T'), "{why}");
+    assert_eq!(stub.ask("D")?, "OK");
     running.wait()?.status(0).stdout("hello\n");
+    Ok(())
+}
+
+fn gdb_interrupts(t: &Context) -> Result<()> {
+    let (mut running, mut stub) = debugged(t, &["sh", "-c", "echo hello; read word; echo $word"])?;
+    let features = stub.ask("qSupported:multiprocess+")?;
+    assert!(features.contains("PacketSize="), "{features}");
+    let why = stub.ask("?")?;
+    assert!(why.starts_with('T'), "{why}");
+    assert!(!running.said_anything(), "it ran before it was let go");
+    stub.tell("c")?;
+    running.expect("hello\n");
+    stub.0.write_all(&[3])?;
+    let why = stub.hear()?;
+    assert!(why.starts_with("T02"), "SIGINT was asked for: {why}");
+    let registers = stub.ask("g")?;
+    let hexadecimal = registers.bytes().all(|byte| byte.is_ascii_hexdigit());
+    assert!(
+        hexadecimal && registers.len() > 16 * 17,
+        "no registers: {registers}"
+    );
+    // What is said to a machine that stands still is heard when it goes on.
+    running.write(b"again\n")?;
+    stub.tell("c")?;
+    running.expect("again\n");
+    running.wait()?.status(0).stdout("hello\nagain\n");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Images as disks, and the disks of containers and volumes.
 
+use crate::archive::{self, CHANGED, Entry, Kind};
 use crate::environment::program;
 use crate::harness::{Context, Test, skip};
 use anyhow::{Context as _, Result, bail};
@@ -33,6 +34,11 @@ pub const TESTS: &[Test] = &[
         "images",
         "an empty volume gets what the image has there",
         populate,
+    ),
+    Test::new(
+        "images",
+        "a volume filled from the image has its owners, attributes, links and devices",
+        filled,
     ),
     Test::new(
         "images",
@@ -221,5 +227,159 @@ fn rootfs(t: &Context) -> Result<()> {
         .done()?
         .status(0)
         .stdout("hello\n");
+    Ok(())
+}
+
+/// `CAP_CHOWN`, permitted and effective (linux/capability.h, `vfs_cap_data` of revision 2).
+const CAPABILITY: [u8; 20] = {
+    let mut bytes = [0; 20];
+    bytes[0] = 1;
+    bytes[3] = 2;
+    bytes[4] = 1;
+    bytes
+};
+
+/// An access control list that lets user 4321 read (linux/posix_acl_xattr.h).
+fn access_list() -> Vec<u8> {
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    let nobody = u32::MAX;
+    for (tag, permissions, id) in [
+        (0x01u16, 6u16, nobody),
+        (0x02, 4, 4321),
+        (0x04, 0, nobody),
+        (0x10, 4, nobody),
+        (0x20, 0, nobody),
+    ] {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permissions.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+fn filled(t: &Context) -> Result<()> {
+    let (Some(busybox), Some(qemu_img), Some(debugfs)) =
+        (program("busybox"), program("qemu-img"), program("debugfs"))
+    else {
+        return skip("needs busybox-static, qemu-utils and e2fsprogs");
+    };
+    let busybox = std::fs::read(busybox)?;
+    let list = access_list();
+    let layer = [
+        Entry::new("bin", Kind::Directory, 0o755),
+        Entry::new("bin/busybox", Kind::File(&busybox), 0o755),
+        Entry::new("bin/sh", Kind::Symlink("busybox"), 0o777),
+        Entry::new("data", Kind::Directory, 0o751).owner(33, 34),
+        Entry::new("data/plain", Kind::File(b"plain\n"), 0o640).owner(1234, 5678),
+        Entry::new("data/root", Kind::File(b""), 0o4755),
+        Entry::new("data/first", Kind::File(b"linked\n"), 0o644),
+        Entry::new("data/sub", Kind::Directory, 0o1777),
+        Entry::new("data/sub/second", Kind::Link("data/first"), 0o644),
+        Entry::new("data/link", Kind::Symlink("/no/where"), 0o777).owner(7, 8),
+        Entry::new("data/null", Kind::Character(1, 3), 0o666),
+        Entry::new("data/block", Kind::Block(7, 9), 0o660).owner(0, 6),
+        Entry::new("data/pipe", Kind::Fifo, 0o622),
+        Entry::new("data/busybox-capable", Kind::File(&busybox), 0o755)
+            .attribute("security.capability", &CAPABILITY),
+        Entry::new("data/listed", Kind::File(b"for 4321\n"), 0o640)
+            .attribute("system.posix_acl_access", &list),
+        Entry::new("data/noted", Kind::File(b""), 0o644).attribute("user.note", b"from the image"),
+    ];
+    let image = t.file("image.tar");
+    archive::write(&image, &layer)?;
+    let disk = t.file("data.vmdk");
+    let volume = |options: &str| {
+        [
+            "-v".to_owned(),
+            format!("{}:/data{options}", disk.display()),
+        ]
+    };
+    t.run(["sh", "-c", "busybox cat /data/plain"])
+        .image(&format!("docker-archive:{}", image.display()))
+        .flags(volume(":size=64m"))
+        .done()?
+        .status(0)
+        .stdout("plain\n");
+    // Another image's container sees nothing but the volume.
+    let said = t
+        .script(
+            "cd /data
+             stat -c '%n %a %u:%g %F %Y' . plain root sub link null block pipe
+             stat -c '%n %t:%T' null block
+             stat -c '%h' first
+             [ $(stat -c %i first) = $(stat -c %i sub/second) ]
+             cat first sub/second plain
+             readlink link
+             echo lost >null
+             ls -A . sub",
+        )
+        .flags(volume(":ro"))
+        .done()?
+        .finished();
+    assert_eq!(
+        said,
+        format!(
+            ". 751 33:34 directory {CHANGED}
+plain 640 1234:5678 regular file {CHANGED}
+root 4755 0:0 regular empty file {CHANGED}
+sub 1777 0:0 directory {CHANGED}
+link 777 7:8 symbolic link {CHANGED}
+null 666 0:0 character special file {CHANGED}
+block 660 0:6 block special file {CHANGED}
+pipe 622 0:0 fifo {CHANGED}
+null 1:3
+block 7:9
+2
+linked
+linked
+plain
+/no/where
+.:
+block
+busybox-capable
+first
+link
+listed
+noted
+null
+pipe
+plain
+root
+sub
+
+sub:
+second
+"
+        )
+    );
+    // Attributes do what they are for.
+    let said = t
+        .script(
+            "cat /data/listed
+             if cat /data/plain 2>/dev/null; then exit 1; fi
+             /data/busybox-capable grep CapEff /proc/self/status
+             grep CapEff /proc/self/status",
+        )
+        .flags(volume(":ro"))
+        .flags(["-u", "4321:99"])
+        .done()?
+        .finished();
+    assert_eq!(
+        said,
+        "for 4321\nCapEff:\t0000000000000001\nCapEff:\t0000000000000000\n"
+    );
+    check_filesystem(t, &disk)?;
+    let raw = t.file("data.raw");
+    must(
+        Command::new(qemu_img)
+            .args(["convert", "-f", "vmdk", "-O", "raw"])
+            .args([&disk, &raw]),
+    )?;
+    let note = must(
+        Command::new(debugfs)
+            .args(["-R", "ea_get -V noted user.note"])
+            .arg(&raw),
+    )?;
+    assert_eq!(String::from_utf8_lossy(&note).trim_end(), "from the image");
     Ok(())
 }

@@ -2,9 +2,12 @@
 
 mod boot;
 mod builds;
+mod docker;
 mod exec;
 mod failures;
+mod files;
 mod flags;
+mod fork;
 mod images;
 mod mute;
 mod network;
@@ -22,15 +25,18 @@ pub fn all() -> Vec<Test> {
         run::TESTS,
         failures::TESTS,
         boot::TESTS,
+        fork::TESTS,
         flags::TESTS,
         signals::TESTS,
         exec::TESTS,
+        files::TESTS,
         streams::TESTS,
         resume::TESTS,
         terminal::TESTS,
         network::TESTS,
         images::TESTS,
         builds::TESTS,
+        &docker::all(),
     ]
     .concat()
 }

@@ -45,11 +45,25 @@ impl Said {
     /// Waits for `text` at or after byte `from`; where it ends, or `None` when the output has
     /// ended without it or `until` has come.
     pub fn find(&self, text: &[u8], from: usize, until: Instant) -> Option<usize> {
+        let found = self.find_one_of(&[text], from, until);
+        found.map(|(end, _)| end)
+    }
+
+    /// The same for the first that comes of several texts, with its index.
+    pub fn find_one_of(
+        &self,
+        texts: &[&[u8]],
+        from: usize,
+        until: Instant,
+    ) -> Option<(usize, usize)> {
         let mut guard = self.lock();
         loop {
             let tail = guard.bytes.get(from..).unwrap_or_default();
-            if let Some(position) = position(tail, text) {
-                return Some(from + position + text.len());
+            let found = texts.iter().enumerate().filter_map(|(index, text)| {
+                position(tail, text).map(|position| (from + position + text.len(), index))
+            });
+            if let Some(first) = found.min() {
+                return Some(first);
             }
             let left = until.saturating_duration_since(Instant::now());
             if guard.ended || left == Duration::ZERO {

@@ -65,6 +65,10 @@ impl Vch {
                 "VCH_BOOT_IMAGE".into(),
                 test.environment().boot_image().into(),
             ),
+            (
+                "VCH_TEMPLATES".into(),
+                test.environment().templates().into(),
+            ),
             (MARK.into(), test.directory().into()),
         ];
         Self {
@@ -80,6 +84,12 @@ impl Vch {
             number,
             directory: test.directory().to_owned(),
         }
+    }
+
+    /// Another program instead, by path or by name in `PATH`.
+    pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = program.into();
+        self
     }
 
     /// With another variable in its own environment.

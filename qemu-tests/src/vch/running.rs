@@ -82,12 +82,49 @@ impl Running {
         self
     }
 
+    /// Waits until standard error has this.
+    ///
+    /// # Panics
+    /// It ended, or time did, without.
+    #[track_caller]
+    pub fn expect_error(&self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        let said = self.stderr.as_ref().map(Capture::said);
+        let found = said.and_then(|said| said.find(text.as_bytes(), 0, until));
+        if found.is_none() {
+            let all = said.map(|said| said.all()).unwrap_or_default();
+            panic!(
+                "{}\nnever said {text:?} on standard error; it said {:?}",
+                self.title,
+                String::from_utf8_lossy(&all)
+            );
+        }
+    }
+
+    /// What came on standard error by now.
+    pub fn error_so_far(&self) -> String {
+        let said = self.stderr.as_ref().map(|stderr| stderr.said().all());
+        String::from_utf8_lossy(&said.unwrap_or_default()).into_owned()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until standard output has this many bytes; whether it came so far.
     pub fn reached(&self, bytes: usize) -> bool {
         let until = Instant::now() + PATIENCE;
         self.stdout
             .as_ref()
             .is_some_and(|stdout| stdout.said().reached(bytes, until))
+    }
+
+    /// Whether standard output has anything by now.
+    pub fn said_anything(&self) -> bool {
+        self.stdout
+            .as_ref()
+            .is_some_and(|stdout| !stdout.said().all().is_empty())
     }
 
     /// Writes to its standard input.

@@ -99,9 +99,78 @@ pub struct Configuration {
     pub channel: ChannelAddress,
     /// The channel's key; all zero when there is none.
     pub key: [u8; 32],
+    /// Whether this machine is not to be used but to be forked.
+    pub is_template: bool,
 }
 
 const FIRMWARE: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/tether";
+
+/// What a template says on its console when it can be frozen.
+pub const TEMPLATE_READY: &str = "template ready";
+
+/// What the host gave to a machine that is, or comes from, a template. Reading it asks the firmware,
+/// each time: a fork's answer is another than its template's.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It is the template.
+    Template,
+    /// It is a fork.
+    Own {
+        /// The name of this start of the machine, never used before.
+        boot_id: [u8; 16],
+        /// The machine's name, as SMBIOS would have it.
+        uuid: [u8; 16],
+    },
+}
+
+impl Identity {
+    /// What the firmware says; `None` where it says nothing of the kind.
+    ///
+    /// # Errors
+    /// `Invalid` when it makes no sense.
+    pub fn read() -> Result<Option<Self>> {
+        match firmware("identity") {
+            Some(bytes) => Self::parse(&bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Boot id and UUID, 32 hexadecimal digits each; both zero for a template.
+    fn parse(bytes: &[u8]) -> Result<Self> {
+        let read = core::str::from_utf8(bytes)
+            .ok()
+            .and_then(|text| text.split_at_checked(32))
+            .and_then(|(boot_id, uuid)| Some((hexadecimal(boot_id)?, hexadecimal(uuid)?)));
+        match read {
+            Some((boot_id, uuid)) if boot_id == [0; 16] && uuid == [0; 16] => Ok(Self::Template),
+            Some((boot_id, uuid)) => Ok(Self::Own { boot_id, uuid }),
+            None => Err(invalid(
+                "fw_cfg opt/tether/identity is not 64 hexadecimal digits",
+            )),
+        }
+    }
+}
+
+fn firmware(name: &str) -> Option<Vec<u8>> {
+    files::content(format!("{FIRMWARE}/{name}/raw")).ok()
+}
+
+/// The channel's key as the firmware has it now.
+///
+/// # Errors
+/// It has none, or one of the wrong form.
+pub fn firmware_key() -> Result<[u8; 32]> {
+    key_of(firmware("key").unwrap_or_default())
+}
+
+fn key_of(bytes: Vec<u8>) -> Result<[u8; 32]> {
+    bytes.try_into().map_err(|bytes: Vec<u8>| {
+        invalid(format!(
+            "fw_cfg opt/tether/key has {} bytes, not 32",
+            bytes.len()
+        ))
+    })
+}
 
 impl Configuration {
     /// From QEMU's fw_cfg where it holds them, else from the kernel command line.
@@ -110,8 +179,11 @@ impl Configuration {
     /// No channel, or one that makes no sense; a key of the wrong form.
     pub fn read() -> Result<Self> {
         let line = files::text("/proc/cmdline");
-        let firmware = |name: &str| files::content(format!("{FIRMWARE}/{name}/raw")).ok();
-        Self::from_sources(&line, firmware("channel"), firmware("key"))
+        let configuration = Self::from_sources(&line, firmware("channel"), firmware("key"))?;
+        Ok(Self {
+            is_template: Identity::read()? == Some(Identity::Template),
+            ..configuration
+        })
     }
 
     fn from_sources(
@@ -130,12 +202,7 @@ impl Configuration {
             })?,
         };
         let key = match (firmware_key, parameter(line, "tether.key")) {
-            (Some(bytes), _) => bytes.try_into().map_err(|bytes: Vec<u8>| {
-                invalid(format!(
-                    "fw_cfg opt/tether/key has {} bytes, not 32",
-                    bytes.len()
-                ))
-            })?,
+            (Some(bytes), _) => key_of(bytes)?,
             (None, Some(text)) => hexadecimal(text)
                 .ok_or_else(|| invalid("tether.key is not 64 hexadecimal digits"))?,
             (None, None) => [0; 32],
@@ -143,6 +210,7 @@ impl Configuration {
         Ok(Self {
             channel: ChannelAddress::parse(&channel)?,
             key,
+            is_template: false,
         })
     }
 }
@@ -161,8 +229,8 @@ pub fn hexadecimal<const N: usize>(text: &str) -> Option<[u8; N]> {
         return None;
     }
     let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let [high, low] = [pair[0], pair[1]].map(|digit| char::from(digit).to_digit(16));
+    for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
+        let [high, low] = pair.map(|digit| char::from(digit).to_digit(16));
         *byte = (high? * 16 + low?) as u8;
     }
     Some(bytes)
@@ -221,6 +289,29 @@ mod tests {
         let line = format!("tether.channel=vsock:1 tether.key={key}");
         let read = Configuration::from_sources(&line, None, None).unwrap();
         assert_eq!(read.key, [15; 32]);
+    }
+
+    #[test]
+    fn a_template_is_known_by_an_identity_of_zeros() {
+        let zeros = "0".repeat(64);
+        assert_eq!(
+            Identity::parse(zeros.as_bytes()).unwrap(),
+            Identity::Template
+        );
+        // Zeros in front are no zeros throughout.
+        for text in ["00".repeat(31) + "01", "0f".repeat(16) + &"00".repeat(16)] {
+            let own = Identity::parse(text.as_bytes()).unwrap();
+            assert!(matches!(own, Identity::Own { .. }), "{own:?}");
+        }
+        let text = format!("{}{}", "ab".repeat(16), "cd".repeat(16));
+        let own = Identity::Own {
+            boot_id: [0xab; 16],
+            uuid: [0xcd; 16],
+        };
+        assert_eq!(Identity::parse(text.as_bytes()).unwrap(), own);
+        for nonsense in [&b""[..], b"0", &[b'0'; 63], &[b'0'; 65], &[0xff; 64]] {
+            assert!(Identity::parse(nonsense).is_err(), "{nonsense:?}");
+        }
     }
 
     #[test]

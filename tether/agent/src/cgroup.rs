@@ -47,6 +47,7 @@ impl Group {
 /// The container's group and those below it.
 pub struct Groups {
     events: OwnedFd,
+    state: OwnedFd,
     kills: u64,
     free: Vec<Group>,
     // Their process ended, and left others behind.
@@ -78,8 +79,12 @@ impl Groups {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let events =
             open(path.as_str(), flags, Mode::empty()).context(|| format!("opening {path}"))?;
+        let path = format!("{CONTAINER}/cgroup.events");
+        let state =
+            open(path.as_str(), flags, Mode::empty()).context(|| format!("opening {path}"))?;
         Ok(Self {
             events,
+            state,
             kills: 0,
             free: Vec::new(),
             lingering: Vec::new(),
@@ -141,6 +146,30 @@ impl Groups {
     /// Takes a group back once its process has ended.
     pub fn give_back(&mut self, group: Group) {
         self.lingering.push(group);
+    }
+
+    /// `cgroup.events` of the container: `EPOLLPRI` when it has become frozen, or thawed.
+    pub fn state(&self) -> BorrowedFd<'_> {
+        self.state.as_fd()
+    }
+
+    /// Stops everything in the container where it is, or lets it go on. [`Groups::state`] tells when
+    /// the last one stands.
+    ///
+    /// # Errors
+    /// What `write(2)` says.
+    pub fn freeze(frozen: bool) -> Result<()> {
+        let path = format!("{CONTAINER}/cgroup.freeze");
+        let word = if frozen { "1" } else { "0" };
+        files::tell(path.as_str(), word).context(|| format!("writing {word} to {path}"))
+    }
+
+    /// Whether everything in the container stands still.
+    pub fn is_frozen(&self) -> bool {
+        let mut buffer = [0; 256];
+        let length = rustix::io::pread(&self.state, &mut buffer, 0).unwrap_or(0);
+        let text = core::str::from_utf8(&buffer[..length]).unwrap_or_default();
+        field(text, "frozen") == Some(1)
     }
 
     /// SIGKILL to everything in the container.

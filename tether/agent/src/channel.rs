@@ -154,6 +154,13 @@ impl Channel {
         }
     }
 
+    /// Whoever was at the other end is the host of another machine. The session knows.
+    pub fn forget_host(&mut self) {
+        self.connected = matches!(self.carrier, Carrier::Serial);
+        self.output.clear();
+        self.written = 0;
+    }
+
     fn drop_connection(&mut self, session: &mut GuestSession) {
         if self.connected {
             self.connected = false;

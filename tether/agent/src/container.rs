@@ -3,7 +3,7 @@
 //! Whatever cannot be answered at once leaves its answer in [`Container::answers`], which the loop
 //! hands to the session; nothing here knows the session's connection.
 
-use crate::cgroup::Groups;
+use crate::cgroup::{Group, Groups};
 use crate::failure::{Context, Result};
 use crate::poller::{Poller, Token};
 use crate::prelude::*;
@@ -11,16 +11,18 @@ use crate::process::{Death, Processes, Surroundings};
 use crate::root::Root;
 use crate::setup::{Task, Work};
 use crate::shutdown::Shutdown;
+use crate::standstill::Standstill;
 use crate::sys::Ended;
-use crate::{clock, identity, network, process_list, statistics};
+use crate::{clock, fork, identity, network, process_list, statistics};
 use alloc::collections::VecDeque;
 use rustix::event::epoll::EventFlags;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tether_wire::guest::{Machine, Outcome, Ticket};
 use tether_wire::message::{
-    Error, ErrorKind, Exit, ExitStatus, MachineEvent, Mount, Network, ProcessId, ProcessPage,
-    ProcessSpec, Reply, Setup, ShutdownSpec, SignalTarget, Started, Statistics, TerminalSize,
+    Error, ErrorKind, Exit, ExitStatus, FileOperation, MachineEvent, Mount, Network, ProcessId,
+    ProcessPage, ProcessSpec, Rebirth, Reply, Setup, ShutdownSpec, SignalTarget, Started,
+    Statistics, TerminalSize,
 };
 
 /// The machine as the one container it is.
@@ -29,6 +31,10 @@ pub struct Container {
     pub poller: Poller,
     /// Control groups.
     pub groups: Groups,
+    /// Where counting begins.
+    start: statistics::Start,
+    /// Whether it has devices that nothing has announced.
+    is_fork: bool,
     /// The wire's processes.
     pub processes: Processes,
     /// Mounted by setup.
@@ -49,6 +55,12 @@ pub struct Container {
     pub events: Vec<MachineEvent>,
     /// OOM kills that were told.
     kills_told: u64,
+    /// Its processes stand still, for its machine to be forked.
+    pub standstill: Option<Standstill>,
+    /// Whether the poller tells when they do.
+    pub watches_freezer: bool,
+    /// How often it was forked while it ran, counted in its children.
+    pub forks: u32,
 }
 
 impl Container {
@@ -65,6 +77,8 @@ impl Container {
         Ok(Self {
             poller,
             groups,
+            start: statistics::Start::default(),
+            is_fork: false,
             processes: Processes::new(pids),
             root: None,
             network: network::State::default(),
@@ -75,7 +89,16 @@ impl Container {
             exits: Vec::new(),
             events: Vec::new(),
             kills_told: 0,
+            standstill: None,
+            watches_freezer: false,
+            forks: 0,
         })
+    }
+
+    /// This machine is a fork, from now on.
+    pub fn forked(&mut self, start: statistics::Start) {
+        self.start = start;
+        self.is_fork = true;
     }
 
     /// A child's pipe says that its program runs, or why not.
@@ -98,7 +121,7 @@ impl Container {
                 mut group,
                 main,
             } => {
-                let kills = group.new_kills();
+                let kills = group.as_mut().map_or(0, Group::new_kills);
                 self.tell_kills(Some(process), kills);
                 let status = match ended {
                     Ended::Code(code) => ExitStatus::Code(code),
@@ -106,10 +129,12 @@ impl Container {
                 };
                 let exit = Exit {
                     status,
-                    oom_killed: group.was_out_of_memory(),
+                    oom_killed: group.as_ref().is_some_and(Group::was_out_of_memory),
                     unix_nanos: clock::unix_nanos(),
                 };
-                self.groups.give_back(group);
+                if let Some(group) = group {
+                    self.groups.give_back(group);
+                }
                 self.exits.push((process, exit));
                 if main {
                     // With a pid namespace of its own the kernel has done this already.
@@ -160,7 +185,8 @@ impl Container {
     pub fn deadline(&self) -> Option<u64> {
         let task = self.tasks.front().map(Task::deadline);
         let shutdown = self.shutdown.as_ref().map(Shutdown::deadline);
-        [task, shutdown, self.network.deadline()]
+        let still = self.standstill.as_ref().and_then(Standstill::deadline);
+        [task, shutdown, self.network.deadline(), still]
             .into_iter()
             .flatten()
             .min()
@@ -172,6 +198,7 @@ impl Container {
             self.advance_network(None);
         }
         self.expire_tasks(now);
+        self.expire_standstill(now);
         self.advance_shutdown();
     }
 
@@ -195,6 +222,11 @@ impl Machine for Container {
         if let Err(error) = identity::assume(&setup.identity) {
             return Outcome::Done(Err(error));
         }
+        if self.is_fork
+            && let Err(error) = fork::find_devices()
+        {
+            return Outcome::Done(Err(error));
+        }
         let Setup {
             identity,
             root,
@@ -213,13 +245,10 @@ impl Machine for Container {
     }
 
     fn start(&mut self, ticket: Ticket, process: ProcessId, spec: ProcessSpec) -> Outcome {
-        let refused = |message: &str| Outcome::Done(Err(Error::new(ErrorKind::Busy, message)));
-        let Some(root) = &self.root else {
-            return refused("the container has no root: its setup did not succeed");
+        let root = match ready(self.root.as_ref(), self.shutdown.as_ref()) {
+            Ok(root) => root,
+            Err(error) => return Outcome::Done(Err(error)),
         };
-        if self.shutdown.is_some() {
-            return refused("the machine is shutting down");
-        }
         let around = Surroundings {
             poller: &self.poller,
             groups: &mut self.groups,
@@ -230,6 +259,15 @@ impl Machine for Container {
             Ok(()) => Outcome::Later,
             Err(error) => Outcome::Done(Err(error)),
         }
+    }
+
+    fn files(&mut self, _: Ticket, process: ProcessId, operation: FileOperation) -> Outcome {
+        let root = ready(self.root.as_ref(), self.shutdown.as_ref());
+        let started = root.and_then(|root| {
+            self.processes
+                .transfer(process, &operation, root, &self.poller)
+        });
+        Outcome::Done(started.map(|pid| Reply::Started(Started { pid: pid as u32 })))
     }
 
     fn signal(&mut self, process: ProcessId, signal: u8, target: SignalTarget) -> Result<()> {
@@ -245,11 +283,11 @@ impl Machine for Container {
     }
 
     fn processes(&mut self, after: u32) -> Result<ProcessPage> {
-        process_list::page(after)
+        process_list::page(after, |pid| self.processes.is_transfer(pid))
     }
 
     fn statistics(&mut self) -> Result<Statistics> {
-        statistics::measure(self.groups.kills())
+        statistics::measure(self.groups.kills(), self.start)
     }
 
     fn set_clock(&mut self, unix_nanos: u64) -> Result<()> {
@@ -268,6 +306,28 @@ impl Machine for Container {
     fn network(&mut self, ticket: Ticket, network: Network) -> Outcome {
         let steps = VecDeque::from([Work::Network(network), Work::Lease]);
         self.enqueue(Task::new(ticket, steps, LATER_MS))
+    }
+
+    fn freeze(&mut self, ticket: Ticket, hold_ms: u32) -> Outcome {
+        self.stand_still(ticket, hold_ms)
+    }
+
+    fn thaw(&mut self, unix_nanos: u64) -> Result<()> {
+        self.thaw_by_request(unix_nanos)
+    }
+
+    fn rebirth(&mut self, _: Ticket, rebirth: Rebirth) -> Outcome {
+        Outcome::Done(self.reborn(rebirth))
+    }
+}
+
+/// The root, while there is one to do something with.
+fn ready<'a>(root: Option<&'a Root>, shutdown: Option<&Shutdown>) -> Result<&'a Root> {
+    let busy = |message: &str| Err(Error::new(ErrorKind::Busy, message));
+    match (root, shutdown) {
+        (None, _) => busy("the container has no root: its setup did not succeed"),
+        (_, Some(_)) => busy("the machine is shutting down"),
+        (Some(root), None) => Ok(root),
     }
 }
 

@@ -6,9 +6,11 @@ use crate::channel::Channel;
 use crate::clock;
 use crate::container::Container;
 use crate::failure::{Context, Result};
+use crate::fork::NewMachine;
 use crate::poller::{Event, Poller, Token};
 use crate::prelude::*;
 use crate::reaper::Reaper;
+use crate::shutdown;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -27,6 +29,8 @@ pub struct Tether {
     channel: Channel,
     reaper: Reaper,
     uevents: OwnedFd,
+    /// Whether the next host to come comes to a fork of this machine.
+    is_template: bool,
 }
 
 impl Tether {
@@ -49,6 +53,7 @@ impl Tether {
             channel,
             reaper,
             uevents,
+            is_template: configuration.is_template,
         })
     }
 
@@ -59,6 +64,7 @@ impl Tether {
             let more = self.settle();
             let timeout = if more { Some(0) } else { self.timeout() };
             self.container.poller.wait(timeout, &mut events);
+            self.look_for_child();
             for event in &events {
                 self.dispatch(*event);
             }
@@ -79,7 +85,43 @@ impl Tether {
         Some(due.saturating_sub(clock::now()).div_ceil(1000))
     }
 
+    /// A fork's first sign of life is that its channel moves. Nothing has been read from it yet.
+    fn look_for_fork(&mut self) {
+        match NewMachine::look() {
+            Ok(Some(new)) => {
+                let key = ChannelKey(new.key);
+                self.session = GuestSession::new(self.channel.kind(), key, new.boot_id);
+                self.container.forked(new.start);
+                self.is_template = false;
+            }
+            Ok(None) => {}
+            // It cannot be spoken to, for it has no key; and must not be taken for its template.
+            Err(error) => shutdown::die(format_args!("cannot become a fork: {}", error.message)),
+        }
+    }
+
+    /// A machine whose processes stand still may be a child of itself by now. Nothing of its own
+    /// host's has been read yet: that comes with an event.
+    fn look_for_child(&mut self) {
+        let Some(standstill) = &self.container.standstill else {
+            return;
+        };
+        match standstill.look() {
+            Ok(Some(new)) => {
+                self.session.forked(ChannelKey(new.key), new.boot_id);
+                self.channel.forget_host();
+                self.container.forked(new.start);
+                self.container.born();
+            }
+            Ok(None) => {}
+            Err(error) => shutdown::die(format_args!("cannot become a child: {}", error.message)),
+        }
+    }
+
     fn dispatch(&mut self, event: Event) {
+        if self.is_template && event.token == Token::Channel {
+            self.look_for_fork();
+        }
         let Self {
             container,
             session,
@@ -95,6 +137,7 @@ impl Tether {
             Token::Listener => channel.accept(&container.poller, session),
             Token::Channel => channel.ready(event.flags, session),
             Token::OutOfMemory => container.out_of_memory(),
+            Token::Frozen => container.advance_standstill(),
             Token::Worker => container.advance_tasks(),
             Token::Dhcp(number) => container.advance_network(Some(number)),
             Token::Launch(process) => container.launched(process),
@@ -107,6 +150,7 @@ impl Tether {
     /// Carries between container, session and channel what each has for the others. Whether there
     /// may be more at once.
     fn settle(&mut self) -> bool {
+        self.look_for_child();
         let Self {
             container,
             session,

@@ -18,6 +18,8 @@ static DESCRIPTOR: AtomicI32 = AtomicI32::new(2);
 pub enum Level {
     /// Tether ends.
     Fatal = b'0',
+    /// Has to be on the console, even of a kernel told to be `quiet`.
+    Console = b'3',
     /// Something did not work.
     Warning = b'4',
     /// Good to know.
@@ -44,6 +46,12 @@ pub fn open() {
 pub fn line(level: Level, text: fmt::Arguments<'_>) {
     let line = format!("<{}>tether: {text}\n", level as u8 as char);
     crate::sys::write_somewhere(DESCRIPTOR.load(Ordering::Relaxed), line.as_bytes());
+}
+
+/// Logs at [`Level::Console`].
+#[macro_export]
+macro_rules! console {
+    ($($part:tt)*) => { $crate::log::line($crate::log::Level::Console, format_args!($($part)*)) };
 }
 
 /// Logs at [`Level::Info`].

@@ -27,6 +27,7 @@ mod disk;
 mod event_loop;
 mod failure;
 mod files;
+mod fork;
 mod identity;
 mod log;
 mod mount;
@@ -39,9 +40,11 @@ mod reaper;
 mod root;
 mod setup;
 mod shutdown;
+mod standstill;
 mod statistics;
 #[allow(unsafe_code)]
 mod sys;
+mod transfer;
 mod tree;
 
 use event_loop::Tether;
@@ -71,5 +74,11 @@ fn begin() -> Result<Tether> {
     let configuration = boot::Configuration::read()?;
     let tether = Tether::new(&configuration)?;
     info!("ready on {:?}", configuration.channel);
+    if !configuration.is_template {
+        fork::keep_names()?;
+    } else {
+        fork::leave_room()?;
+        console!("{}", boot::TEMPLATE_READY);
+    }
     Ok(tether)
 }

@@ -23,6 +23,8 @@ pub enum Token {
     Channel,
     /// The container's `memory.events`.
     OutOfMemory,
+    /// The container's `cgroup.events`.
+    Frozen,
     /// The pipe on which a worker says why it failed.
     Worker,
     /// The DHCP client of the network's n-th vNIC.
@@ -52,6 +54,7 @@ impl Token {
             Self::Output(process, Output::Stderr) => (9, process.0),
             Self::Input(process) => (10, process.0),
             Self::Terminal(process) => (11, process.0),
+            Self::Frozen => (12, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -72,6 +75,7 @@ impl Token {
             9 => Self::Output(process, Output::Stderr),
             10 => Self::Input(process),
             11 => Self::Terminal(process),
+            12 => Self::Frozen,
             _ => return None,
         })
     }
@@ -155,6 +159,7 @@ mod tests {
             Token::Output(ProcessId(0), Output::Stderr),
             Token::Input(process),
             Token::Terminal(process),
+            Token::Frozen,
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

@@ -10,17 +10,17 @@ const PAGE: usize = 64;
 /// Most bytes of a command line.
 const COMMAND: usize = 4096;
 
-/// The processes above `after`, in order of pid. Everything in the machine but tether and the
-/// kernel's own threads is the container.
+/// The processes above `after`, in order of pid. Everything in the machine but tether, its own children
+/// and the kernel's own threads is the container.
 ///
 /// # Errors
 /// /proc cannot be read.
-pub fn page(after: u32) -> Result<ProcessPage> {
+pub fn page(after: u32, is_own: impl Fn(u32) -> bool) -> Result<ProcessPage> {
     let mut pids: Vec<u32> = files::names("/proc")
         .context(|| "reading /proc")?
         .iter()
         .filter_map(|name| name.parse().ok())
-        .filter(|pid| *pid > after && *pid > 1)
+        .filter(|pid| *pid > after && *pid > 1 && !is_own(*pid))
         .collect();
     pids.sort_unstable();
     let mut page = ProcessPage::default();

@@ -7,6 +7,7 @@
 
 use crate::failure::{Context, Result, invalid, number};
 use crate::files;
+use crate::fork;
 use crate::mount::{self, CLOSED, mount, path_of};
 use crate::prelude::*;
 use crate::tree::Tree;
@@ -59,16 +60,29 @@ impl Root {
         &self.view
     }
 
+    /// The image disk alone, without what is mounted on it.
+    pub fn disk(&self) -> &Tree {
+        &self.disk
+    }
+
     fn mount_at(&self, kind: &str, target: &str, flags: MountFlags, data: &str) -> Result<()> {
-        let directory = self.make_directory(target)?;
+        let directory = self.make_mount_point(target)?;
         mount(kind, &path_of(directory.as_fd()), kind, flags, data)
             .map_err(|error| of_target(target, error))
     }
 
     /// As Docker lays them out, but for what it hides of proc: the machine is the container's own.
     fn mount_pseudo_file_systems(&self) -> Result<()> {
-        self.make_directory("/proc")?;
+        self.make_mount_point("/proc")?;
         self.mount_at("sysfs", "/sys", CLOSED | MountFlags::RDONLY, "")?;
+        // What the firmware told a fork's template of itself (drivers/firmware/dmi-id.c).
+        let (own, uuid) = (
+            file(fork::PRODUCT_UUID),
+            "/sys/devices/virtual/dmi/id/product_uuid",
+        );
+        if files::exists(&own) && files::exists(uuid) {
+            mount::bind(&own, &format!("{ROOT}{uuid}"))?;
+        }
         // As Docker does; here it also holds the channel's key.
         if files::exists("/sys/firmware") {
             self.mount_at(
@@ -131,6 +145,11 @@ impl Root {
         self.or_on_disk(|tree| tree.make_directory(path))
     }
 
+    /// The same for something to be mounted on; what is made is marked as [`tether_wire::files::MOUNT_POINT`].
+    fn make_mount_point(&self, path: &str) -> Result<OwnedFd> {
+        self.or_on_disk(|tree| tree.make_mount_point(path))
+    }
+
     fn make_file(&self, path: &str) -> Result<OwnedFd> {
         self.or_on_disk(|tree| tree.make_file(path))
     }
@@ -161,6 +180,16 @@ impl Root {
         Ok(())
     }
 
+    /// Writes a file of tether's in the container's /dev, which is a tmpfs of tether's own making.
+    ///
+    /// # Errors
+    /// What `open(2)` says.
+    pub fn write_device_file(&self, path: &str, content: &str) -> Result<()> {
+        let target = self.make_file(path)?;
+        files::replace(path_of(target.as_fd()), content.as_bytes())
+            .context(|| format!("writing {path}"))
+    }
+
     /// Makes the root read-only for the container; what is mounted on it stays as it is.
     ///
     /// # Errors
@@ -183,7 +212,7 @@ impl Root {
     /// # Errors
     /// A target that is not absolute; what `mount(2)` says.
     pub fn mount_volume(&self, volume: &Volume, target: &str, read_only: bool) -> Result<()> {
-        let directory = self.make_directory(absolute(target)?)?;
+        let directory = self.make_mount_point(absolute(target)?)?;
         if let Volume::Device(device) = volume {
             mount_aside(device, read_only)?;
         }

@@ -15,6 +15,7 @@ use crate::network::State;
 use crate::poller::Token;
 use crate::prelude::*;
 use crate::root::{self, Root, Volume};
+use crate::standstill::FORK_FILE;
 use crate::sys;
 use alloc::collections::VecDeque;
 use rustix::event::epoll::EventFlags;
@@ -165,6 +166,7 @@ impl Container {
                 root::write_file("resolv.conf", "")?;
                 let root = self.mounted_root()?;
                 root.mount_files()?;
+                root.write_device_file(FORK_FILE, "0\n")?;
                 if read_only {
                     root.make_read_only()?;
                 }

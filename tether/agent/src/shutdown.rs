@@ -88,6 +88,7 @@ impl Container {
             && (self.processes.main_id().is_none() || now >= shutdown.until)
         {
             self.groups.kill_all();
+            self.processes.kill_transfers();
             shutdown.phase = Phase::Killing { ticket };
             shutdown.until = now + KILLING;
         }

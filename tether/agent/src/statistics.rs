@@ -7,11 +7,28 @@ use crate::prelude::*;
 use crate::{clock, network};
 use tether_wire::message::{BlockDeviceUsage, CpuUsage, InterfaceUsage, MemoryUsage, Statistics};
 
+/// Where the machine's own counters stood when it began: at zero, or where its template's did.
+#[derive(Clone, Copy, Default)]
+pub struct Start {
+    boot_nanos: u64,
+    cpu_nanos: u64,
+}
+
+impl Start {
+    /// It begins now.
+    pub fn now() -> Self {
+        Self {
+            boot_nanos: clock::boot_nanos(),
+            cpu_nanos: machine_cpu(&text("/proc/stat")).0,
+        }
+    }
+}
+
 /// Measures now.
 ///
 /// # Errors
 /// /sys cannot be read. Anything else that is missing counts as 0.
-pub fn measure(oom_kills: u64) -> Result<Statistics> {
+pub fn measure(oom_kills: u64, start: Start) -> Result<Statistics> {
     let group = |file: &str| text(format!("{CONTAINER}/{file}"));
     let (machine, online) = machine_cpu(&text("/proc/stat"));
     let cpu = group("cpu.stat");
@@ -19,12 +36,12 @@ pub fn measure(oom_kills: u64) -> Result<Statistics> {
     let meminfo = text("/proc/meminfo");
     let interfaces = network::names()?;
     Ok(Statistics {
-        monotonic_nanos: clock::boot_nanos(),
+        monotonic_nanos: clock::boot_nanos().saturating_sub(start.boot_nanos),
         cpu: CpuUsage {
             container: micros("usage_usec"),
             container_user: micros("user_usec"),
             container_system: micros("system_usec"),
-            machine,
+            machine: machine.saturating_sub(start.cpu_nanos),
             online,
         },
         memory: MemoryUsage {

@@ -6,26 +6,40 @@
 
 use crate::failure::{Context, Result, of_kind};
 use crate::files;
+use crate::mount::path_of;
 use crate::prelude::*;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat, openat2, readlinkat,
+    FileType, Mode, OFlags, ResolveFlags, XattrFlags, fstat, mkdirat, open, openat, openat2,
+    readlinkat, setxattr,
 };
 use rustix::io;
 use rustix::io::Errno;
+use tether_wire::files::MOUNT_POINT;
 use tether_wire::message::ErrorKind;
 
 /// How many dangling symbolic links a path may lead through when its missing parts are made.
 const LINKS: u32 = 16;
+/// How often a path is looked up again because of a rename on the way.
+const RACES: u32 = 64;
 
 /// A directory that is the root of all paths given to it.
 pub struct Tree {
     root: OwnedFd,
+    place: String,
+}
+
+impl AsFd for Tree {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
 }
 
 #[derive(Clone, Copy)]
 enum Wanted {
     Directory,
+    MountPoint,
+    /// To be mounted on as well.
     File,
 }
 
@@ -37,7 +51,8 @@ impl Tree {
     pub fn open(path: &str) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(path, flags, Mode::empty()).context(|| format!("opening {path}"))?;
-        Ok(Self { root })
+        let place = path.to_owned();
+        Ok(Self { root, place })
     }
 
     fn open_in(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
@@ -50,6 +65,28 @@ impl Tree {
             Mode::empty(),
             resolve,
         )
+    }
+
+    /// Opens what is at `path`, in bytes, with these flags, `O_NOFOLLOW` among them if wanted.
+    ///
+    /// # Errors
+    /// `ENOENT` and the like; `EAGAIN` when the directories on the way do not stop moving.
+    pub fn at(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = flags | OFlags::CLOEXEC;
+        let mut tries = 0;
+        loop {
+            match openat2(&self.root, path, flags, Mode::empty(), resolve) {
+                // Something was renamed meanwhile, and `..` might have led out (openat2(2)).
+                Err(Errno::AGAIN) if tries < RACES => tries += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// The path that was opened, as the kernel shows it in front of what is inside.
+    pub fn place(&self) -> &[u8] {
+        self.place.as_bytes()
     }
 
     /// Opens what is at `path`, without permission to read or write it.
@@ -108,7 +145,17 @@ impl Tree {
             .context(|| format!("making the directory {path} of the container"))
     }
 
-    /// The file at `path`, made empty, with its parents, when missing. For mounting on it.
+    /// The same, and what is made is marked as made for something to be mounted on.
+    ///
+    /// # Errors
+    /// As [`Tree::make_directory`].
+    pub fn make_mount_point(&self, path: &str) -> Result<OwnedFd> {
+        self.make(path, Wanted::MountPoint, LINKS)
+            .context(|| format!("making the directory {path} of the container"))
+    }
+
+    /// The file at `path`, made empty, with its parents, when missing. For mounting on it, and marked
+    /// so.
     ///
     /// # Errors
     /// `Invalid` when something else is in the way; what `open(2)` says.
@@ -118,18 +165,24 @@ impl Tree {
     }
 
     fn make(&self, path: &str, wanted: Wanted, links: u32) -> io::Result<OwnedFd> {
-        let found = match wanted {
-            Wanted::Directory => self.find_directory(path),
+        let find = || match wanted {
+            Wanted::Directory | Wanted::MountPoint => self.find_directory(path),
             Wanted::File => self.find(path),
         };
-        match found {
+        match find() {
             Err(Errno::NOENT) => {}
             other => return other,
         }
         let (parent_path, name) = split(path).ok_or(Errno::NOENT)?;
-        let parent = self.make(parent_path, Wanted::Directory, links)?;
+        let above = match wanted {
+            Wanted::Directory => Wanted::Directory,
+            Wanted::MountPoint | Wanted::File => Wanted::MountPoint,
+        };
+        let parent = self.make(parent_path, above, links)?;
         let made = match wanted {
-            Wanted::Directory => mkdirat(parent.as_fd(), name, Mode::from_raw_mode(0o755)),
+            Wanted::Directory | Wanted::MountPoint => {
+                mkdirat(parent.as_fd(), name, Mode::from_raw_mode(0o755))
+            }
             Wanted::File => create(parent.as_fd(), name),
         };
         match made {
@@ -146,12 +199,22 @@ impl Tree {
                 self.make(&target, wanted, links)
             }
             Err(other) => Err(other),
-            Ok(()) => match wanted {
-                Wanted::Directory => self.find_directory(path),
-                Wanted::File => self.find(path),
-            },
+            Ok(()) => {
+                let made = find()?;
+                if !matches!(wanted, Wanted::Directory) {
+                    mark(&made);
+                }
+                Ok(made)
+            }
         }
     }
+}
+
+/// Says that this was made for something to be mounted on. Where that cannot be said, `docker diff`
+/// shows it.
+fn mark(made: &OwnedFd) {
+    let path = path_of(made.as_fd());
+    let _ = setxattr(path, MOUNT_POINT, b"1", XattrFlags::empty());
 }
 
 fn create(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {

@@ -15,6 +15,9 @@ pub enum CarrierKind {
     Serial,
 }
 
+/// What a frame of a stream needs beside the stream's bytes, at most: length, kind, process, output,
+/// offset and length as postcard writes them, tag.
+const FRAME_ROOM: usize = 32;
 /// How much is handed to the adapter at a time.
 const BATCH: usize = 64 * 1024;
 
@@ -113,12 +116,13 @@ impl Carrier {
         }
     }
 
-    /// The most bytes of a stream that should go into one frame.
+    /// The most bytes of a stream that should go into one frame. A virtio-serial port takes 32 KiB by
+    /// one write(2) (drivers/char/virtio_console.c): a whole frame should fit.
     pub(crate) fn chunk(&self) -> usize {
         if self.serial.is_some() {
             4 * 1024
         } else {
-            crate::MAX_CHUNK
+            crate::MAX_CHUNK - FRAME_ROOM
         }
     }
 

@@ -12,6 +12,9 @@
 //!   the carrier                  vsock, virtio-serial port, serial line
 //! ```
 //!
+//! Beside them, [`files`] is what a process that reads or writes the container's files says on its
+//! streams.
+//!
 //! What bounds memory, whatever the peer sends: one frame is at most [`MAX_FRAME`]; the host takes
 //! at most [`OUTPUT_WINDOW`] bytes of a stream beyond what it has stored; the guest keeps at most
 //! [`OUTPUT_BUFFER`] of an output stream and grants at most [`INPUT_BUFFER`] of input, and gives
@@ -29,6 +32,7 @@ extern crate std;
 
 mod carrier;
 mod codec;
+pub mod files;
 pub mod frame;
 pub mod guest;
 pub mod handshake;
@@ -49,13 +53,13 @@ pub const MAX_FRAME: usize = 256 * 1024;
 /// Most bytes of a stream in one frame.
 pub const MAX_CHUNK: usize = 32 * 1024;
 /// How far the host lets a guest's stream run ahead of what it has stored.
-pub const OUTPUT_WINDOW: u64 = 256 * 1024;
+pub const OUTPUT_WINDOW: u64 = 512 * 1024;
 /// What a process may write before the host's first acknowledgement.
 pub const INITIAL_OUTPUT_CREDIT: u64 = 64 * 1024;
 /// What the host may send of standard input before the guest's first word on it.
 pub const INITIAL_INPUT_CREDIT: u64 = 16 * 1024;
 /// Most bytes of one output stream that the guest keeps.
-pub const OUTPUT_BUFFER: usize = 128 * 1024;
+pub const OUTPUT_BUFFER: usize = 512 * 1024;
 /// Most bytes of standard input that the guest keeps for one process.
 pub const INPUT_BUFFER: usize = 64 * 1024;
 /// Bytes of buffers in a guest after which every stream is held to [`SMALL_BUFFER`].

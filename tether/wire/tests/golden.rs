@@ -252,6 +252,76 @@ fn requests() {
 }
 
 #[test]
+fn requests_of_version_2() {
+    request(Request::Freeze { hold_ms: 300 }, "00ac02020cac02");
+    request(Request::Thaw { unix_nanos: 9 }, "00ac02020d09");
+    let rebirth = Rebirth {
+        identity: Identity {
+            hostname: "h".into(),
+            domainname: String::new(),
+            machine_id: [1; 16],
+            seed: [2; 32],
+            unix_nanos: 3,
+        },
+        network: Network::default(),
+        signal: 10,
+    };
+    let expected = format!(
+        "00ac02020e016800{}{}0300000000000a",
+        "01".repeat(16),
+        "02".repeat(32)
+    );
+    request(Request::Rebirth(rebirth), &expected);
+}
+
+#[test]
+fn requests_about_files() {
+    let files = |operation, expected| {
+        let process = P;
+        request(Request::Files { process, operation }, expected);
+    };
+    files(
+        FileOperation::Stat {
+            path: b"/a".to_vec(),
+        },
+        "00ac02020b0500022f61",
+    );
+    files(
+        FileOperation::Read {
+            path: b"/".to_vec(),
+            boundary: Boundary::FileSystem,
+        },
+        "00ac02020b0501012f00",
+    );
+    files(
+        FileOperation::List {
+            path: vec![b'/', 0xff],
+            boundary: Boundary::Volumes,
+        },
+        "00ac02020b0502022fff01",
+    );
+    files(
+        FileOperation::Write {
+            path: b"/".to_vec(),
+            conflicts: Conflicts::Replace,
+            owners: Owners::Recorded,
+        },
+        "00ac02020b0503012f0000",
+    );
+    files(
+        FileOperation::Write {
+            path: b"/".to_vec(),
+            conflicts: Conflicts::KeepKind,
+            owners: Owners::All(User {
+                user: "u".into(),
+                groups: vec![],
+            }),
+        },
+        "00ac02020b0503012f0101017500",
+    );
+}
+
+#[test]
 fn the_rest_of_what_the_host_says() {
     to_guest(
         ToGuest::Input {

@@ -40,6 +40,15 @@ impl Machine for Sim {
             pid: 100 + process.0,
         })))
     }
+    fn files(&mut self, _: Ticket, process: ProcessId, operation: FileOperation) -> Outcome {
+        if matches!(operation, FileOperation::Stat { .. }) {
+            return Outcome::Done(Err(Error::new(ErrorKind::Busy, "no root")));
+        }
+        self.started.push(process);
+        Outcome::Done(Ok(Reply::Started(Started {
+            pid: 100 + process.0,
+        })))
+    }
     fn signal(&mut self, process: ProcessId, signal: u8, _: SignalTarget) -> Result<(), Error> {
         self.signals.push((process, signal));
         Ok(())
@@ -103,6 +112,17 @@ fn spec() -> ProcessSpec {
         stdio: Stdio::Pipes { stdin: true },
         limits: vec![],
         role: Role::Exec,
+    }
+}
+
+fn write_files(process: ProcessId) -> Request {
+    Request::Files {
+        process,
+        operation: FileOperation::Write {
+            path: b"/".to_vec(),
+            conflicts: Conflicts::Replace,
+            owners: Owners::Recorded,
+        },
     }
 }
 
@@ -341,12 +361,15 @@ impl World {
         let process = ProcessId(self.plan.len() as u32);
         self.plan.insert(process, (total, 0));
         self.stored.entry(process).or_default();
-        self.host
-            .request(Request::Start {
+        // Every other one reads or writes files: to the session it is a process like any.
+        let request = match process.0 % 2 {
+            0 => Request::Start {
                 process,
                 spec: spec(),
-            })
-            .expect("room for a request");
+            },
+            _ => write_files(process),
+        };
+        self.host.request(request).expect("room for a request");
         process
     }
 
@@ -559,6 +582,79 @@ fn a_start_before_any_setup_is_refused() {
 }
 
 #[test]
+fn files_wait_for_the_setup_as_a_start_does() {
+    let mut world = World::new(CarrierKind::Stream);
+    let process = ProcessId(1);
+    world.plan.insert(process, (10, 0));
+    world.host.request(write_files(process)).unwrap();
+    world.settle();
+    assert!(matches!(&world.replies[&RequestId(0)], Err(error) if error.kind == ErrorKind::Busy));
+    world.host.request(Request::Setup(setup())).unwrap();
+    world.host.request(write_files(process)).unwrap();
+    world.host.request(write_files(process)).unwrap();
+    world.settle();
+    assert_eq!(
+        world.replies[&RequestId(2)],
+        Ok(Reply::Started(Started { pid: 101 }))
+    );
+    assert!(matches!(&world.replies[&RequestId(3)], Err(error) if error.kind == ErrorKind::Exists));
+    assert_eq!(world.stored[&process].stdout.len(), 10);
+}
+
+#[test]
+fn only_an_operation_that_reads_input_is_given_any() {
+    let mut world = World::new(CarrierKind::Stream);
+    world.host.request(Request::Setup(setup())).unwrap();
+    let (list, write) = (ProcessId(1), ProcessId(3));
+    for process in [list, write] {
+        // More than anybody stores: they stay.
+        world.plan.insert(process, (50_000_000, 0));
+    }
+    world.host.request(write_files(write)).unwrap();
+    world
+        .host
+        .request(Request::Files {
+            process: list,
+            operation: FileOperation::List {
+                path: b"/".to_vec(),
+                boundary: Boundary::FileSystem,
+            },
+        })
+        .unwrap();
+    for _ in 0..100 {
+        world.turn();
+    }
+    for process in [list, write] {
+        world.host.write_input(process, b"record");
+    }
+    for _ in 0..100 {
+        world.turn();
+    }
+    assert_eq!(world.read[&write].0, b"record");
+    assert!(!world.read.contains_key(&list));
+}
+
+#[test]
+fn files_that_cannot_be_reached_leave_no_record() {
+    let mut world = World::new(CarrierKind::Stream);
+    world.host.request(Request::Setup(setup())).unwrap();
+    for _ in 0..2 {
+        let path = b"/".to_vec();
+        let operation = FileOperation::Stat { path };
+        let process = ProcessId(1);
+        world
+            .host
+            .request(Request::Files { process, operation })
+            .unwrap();
+        world.settle();
+    }
+    for id in [1, 2] {
+        let reply = &world.replies[&RequestId(id)];
+        assert!(matches!(reply, Err(error) if error.message == "no root"));
+    }
+}
+
+#[test]
 fn a_program_that_is_not_there_leaves_no_record() {
     let mut world = World::new(CarrierKind::Stream);
     world.host.request(Request::Setup(setup())).unwrap();
@@ -603,6 +699,60 @@ fn a_stream_nobody_stores_stops_and_delays_no_other() {
     assert_eq!(world.stored[&lively].stdout.len(), 5_000_000);
     let stuck = world.stored[&stalled].stdout.len() as u64;
     assert!(stuck > 0 && stuck <= OUTPUT_WINDOW, "{stuck}");
+}
+
+#[test]
+fn an_acknowledgement_waits_a_moment_for_more_to_say_and_then_goes() {
+    let mut world = World::new(CarrierKind::Stream);
+    world.host.request(Request::Setup(setup())).unwrap();
+    // Its process is started, and neither writes its last byte nor ends.
+    let process = world.start(100_000);
+    let write = |world: &mut World, n: usize| {
+        world.guest.output_room(process, Output::Stdout)[..n].fill(7);
+        world.guest.output_filled(process, Output::Stdout, n);
+        let mut line = Vec::new();
+        world.guest.transmit(world.now, &mut line);
+        world.host.receive(&line, world.now).unwrap();
+        while world.host.next_event().is_some() {}
+    };
+    let said = |world: &mut World| {
+        let mut line = Vec::new();
+        world.host.transmit(world.now, &mut line);
+        world
+            .guest
+            .receive(&line, world.now, &mut world.sim)
+            .unwrap();
+        !line.is_empty()
+    };
+    for _ in 0..20 {
+        let mut line = Vec::new();
+        world.host.transmit(world.now, &mut line);
+        world
+            .guest
+            .receive(&line, world.now, &mut world.sim)
+            .unwrap();
+        for ticket in std::mem::take(&mut world.sim.setups) {
+            world
+                .guest
+                .complete(ticket, Ok(Reply::Done), &mut world.sim);
+        }
+        line.clear();
+        world.guest.transmit(world.now, &mut line);
+        world.host.receive(&line, world.now).unwrap();
+        while world.host.next_event().is_some() {}
+    }
+    assert_eq!(world.sim.started, [process]);
+    write(&mut world, 100);
+    world.host.stored(process, Output::Stdout, 100);
+    assert!(!said(&mut world));
+    let at = world.host.timeout().expect("it is not forgotten");
+    write(&mut world, 100);
+    world.host.stored(process, Output::Stdout, 200);
+    assert!(!said(&mut world));
+    assert_eq!(world.host.timeout(), Some(at));
+    world.now = at;
+    assert!(said(&mut world));
+    assert_eq!(world.host.timeout(), None);
 }
 
 #[test]
@@ -672,8 +822,9 @@ fn versions_without_overlap_are_refused_by_name() {
     let mut reader = FrameReader::host(nonce);
     reader.push(&answer);
     assert_eq!(reader.next(), Some(Found::Preamble(nonce)));
-    // Refused(Version { min: 1, max: 1 })
-    assert_eq!(reader.next(), Some(Found::Frame(&[0xfe, 1, 0, 1, 1])));
+    // Refused(Version { min: 1, max: VERSION_MAX })
+    let refused = [0xfe, 1, 0, 1, VERSION_MAX as u8];
+    assert_eq!(reader.next(), Some(Found::Frame(&refused)));
 }
 
 #[test]

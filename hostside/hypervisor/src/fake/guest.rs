@@ -1,13 +1,14 @@
 //! A simulated guest: the real wire's guest end over an in-memory carrier,
 //! in a task that stands for the machine.
 
-use tether_wire::message::MachineEvent;
+use std::sync::Arc;
+
 use tether_wire::{CarrierKind, ChannelKey, GuestSession, Time};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::tether::{Disks, Tether, Turn};
+use super::tether::{Hardware, Tether, Turn};
 use crate::machine::{StopCause, random_bytes};
 
 /// Bytes in flight each way, as in a socket's buffer.
@@ -109,12 +110,12 @@ struct Guest {
 pub async fn run(
     kind: CarrierKind,
     key: [u8; 32],
-    disks: Disks,
+    hardware: Arc<Hardware>,
     mut control: mpsc::UnboundedReceiver<Control>,
 ) -> StopCause {
     let mut guest = Guest {
         session: GuestSession::new(kind, ChannelKey(key), random_bytes().unwrap_or_default()),
-        tether: Tether::new(disks),
+        tether: Tether::new(hardware),
         kind,
         booted: Instant::now(),
         io: None,
@@ -133,10 +134,13 @@ pub async fn run(
     let mut buffer = vec![0u8; 16 * 1024];
     loop {
         let mut wake = None;
+        let mut again = false;
         if !guest.suspended {
             match guest.turn() {
                 Turn::On(at) => wake = at,
+                Turn::Again => again = true,
                 Turn::PowerOff => return StopCause::GuestShutdown,
+                Turn::Reset => return StopCause::GuestReset,
             }
         }
         let speaks = !guest.suspended && !guest.silent;
@@ -163,6 +167,8 @@ pub async fn run(
                 },
             () = async { match wake { Some(wake) => tokio::time::sleep_until(wake).await, None => std::future::pending().await } },
                 if !guest.suspended => {}
+            // Others of this thread have their turn first.
+            () = tokio::task::yield_now(), if again => {}
         }
     }
 }
@@ -177,9 +183,10 @@ impl Guest {
         let turn = self.tether.turn(&mut self.session);
         // The programs look for themselves; what could go on is what they do.
         while self.session.next_ready().is_some() {}
-        let mut wake = match turn {
-            Turn::On(wake) => wake,
-            Turn::PowerOff => return Turn::PowerOff,
+        let (mut wake, again) = match turn {
+            Turn::On(wake) => (wake, false),
+            Turn::Again => (None, true),
+            end @ (Turn::PowerOff | Turn::Reset) => return end,
         };
         if !self.silent && self.out.is_empty() {
             let now = self.now();
@@ -200,7 +207,7 @@ impl Guest {
             let at = self.booted + std::time::Duration::from_micros(at);
             wake = Some(wake.map_or(at, |wake| wake.min(at)));
         }
-        Turn::On(wake)
+        if again { Turn::Again } else { Turn::On(wake) }
     }
 
     fn receive(&mut self, bytes: &[u8]) {
@@ -251,10 +258,7 @@ impl Guest {
             }
             Control::Fault(Fault::Panic) => return Some(StopCause::GuestPanic),
             Control::Fault(Fault::Reset) => return Some(StopCause::GuestReset),
-            Control::Fault(Fault::OutOfMemory) => {
-                let process = self.tether.out_of_memory();
-                self.session.event(MachineEvent::OutOfMemory { process });
-            }
+            Control::Fault(Fault::OutOfMemory) => self.tether.out_of_memory(),
         }
         None
     }

@@ -9,9 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::files::image;
 use super::guest::{self, CARRIER_BUFFER, Control, Fault};
 use super::lock;
-use super::tether::Disks;
+use super::tether::Hardware;
 use crate::{
     Applied, Carrier, Cause, Channel, ChannelKey, ChannelKind, DiskSerial, DiskSpec, EventSender,
     Machine, MachineSpec, Metadata, MetadataChange, Notice, PowerState, Reconfigure, Statistics,
@@ -22,7 +23,7 @@ use crate::{
 pub(super) struct FakeMachine {
     key: ChannelKey,
     events: EventSender,
-    disks: Disks,
+    hardware: Arc<Hardware>,
     state: Mutex<State>,
 }
 
@@ -54,9 +55,13 @@ impl FakeMachine {
         key: ChannelKey,
         metadata: Metadata,
         events: EventSender,
+        store: Arc<image::Disks>,
     ) -> Arc<Self> {
-        let disks = Disks::default();
-        *lock(&disks) = spec.disks.iter().map(|disk| disk.serial.clone()).collect();
+        let hardware = Arc::new(Hardware {
+            disks: Mutex::new(spec.disks.clone()),
+            size: Mutex::new((spec.memory.bytes(), spec.cpus.count())),
+            store,
+        });
         let view = Machine {
             id: spec.id,
             spec,
@@ -67,6 +72,7 @@ impl FakeMachine {
             created: SystemTime::now(),
             started: SystemTime::UNIX_EPOCH,
             stopped: SystemTime::UNIX_EPOCH,
+            began: None,
         };
         let state = State {
             view,
@@ -79,7 +85,7 @@ impl FakeMachine {
         Arc::new(Self {
             key,
             events,
-            disks,
+            hardware,
             state: Mutex::new(state),
         })
     }
@@ -114,7 +120,7 @@ impl FakeMachine {
         let since = Instant::now();
         state.runs += 1;
         let run = state.runs;
-        let guest = guest::run(kind, *self.key.as_bytes(), self.disks.clone(), commands);
+        let guest = guest::run(kind, *self.key.as_bytes(), self.hardware.clone(), commands);
         let machine = Arc::downgrade(self);
         let task = tokio::spawn(async move {
             let cause = guest.await;
@@ -233,6 +239,7 @@ impl FakeMachine {
         let mut state = lock(&self.state);
         state.view.spec.cpus = change.cpus;
         state.view.spec.memory = change.memory;
+        *lock(&self.hardware.size) = (change.memory.bytes(), change.cpus.count());
         match state.guest {
             Guest::On { .. } => Applied::Live,
             Guest::Off => Applied::AtPowerOn,
@@ -252,7 +259,7 @@ impl FakeMachine {
                 what: format!("disk {}", disk.serial),
             });
         }
-        lock(&self.disks).push(disk.serial.clone());
+        lock(&self.hardware.disks).push(disk.clone());
         state.view.spec.disks.push(disk);
         Ok(())
     }
@@ -264,7 +271,7 @@ impl FakeMachine {
         if state.view.spec.disks.len() == before {
             return Err(Cause::NotFound { what: "disk" });
         }
-        lock(&self.disks).retain(|disk| disk != serial);
+        lock(&self.hardware.disks).retain(|disk| disk.serial != *serial);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The in-process hypervisor: machines are tasks, and inside each the real
-//! wire's guest end speaks for a simulated tether with scripted programs
-//! (`Program::new` lists them).
+//! wire's guest end speaks for a simulated tether on a simulated kernel: file
+//! systems in memory, processes, signals, pipes and terminals, a shell and what
+//! busybox has (`programs::NAMES` lists them).
 //!
 //! A [`Host`] stands for the machine room: it holds the machines and outlives
 //! the drivers opened on it, as QEMU's processes and an ESXi host outlive a
@@ -9,15 +10,32 @@
 //! [`Host::fault`], [`Host::crash`], [`Host::fail_next`],
 //! [`Host::fault_at_boot`].
 //!
-//! What it does not do: read disks, boot kernels, move packets, fork.
+//! ```text
+//! guest     the machine's task: carrier, power, faults
+//! tether    what the wire asks, done on the kernel
+//! kernel    processes, scheduling, signals, descriptors, terminals
+//! files     disks in memory, mounts, what images hold
+//! shell     the POSIX shell          programs   the rest of /bin
+//! ```
+//!
+//! Disks belong to the [`Host`]: what a container wrote is there after a power
+//! cycle and after a controller's restart. What is on them at first comes from
+//! [`Host::with_images`], or is a small tree like busybox's.
+//!
+//! What it does not do: read disk files, boot kernels, move packets, fork.
 
+mod files;
 mod guest;
+mod kernel;
 mod machine;
-mod program;
+mod programs;
+#[cfg(test)]
+mod script;
+mod shell;
 mod tether;
 
+pub use files::image::{ImageFile, Images};
 pub use guest::Fault;
-pub use program::{FLOOD_PERIOD, flood_byte};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +52,16 @@ use crate::{
 use machine::FakeMachine;
 
 const DRIVER: &str = "fake";
+
+/// The bytes `flood` writes, over and over: a period that divides no buffer.
+pub const FLOOD_PERIOD: usize = 251;
+
+/// The byte that the simulated program `flood [N]` writes at this offset of its
+/// output.
+pub fn flood_byte(offset: u64) -> u8 {
+    // The remainder is below 251.
+    (offset % FLOOD_PERIOD as u64) as u8
+}
 
 /// An operation that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,9 +87,19 @@ struct Room {
     machines: Mutex<BTreeMap<MachineId, Arc<FakeMachine>>>,
     events: EventSender,
     failures: Mutex<VecDeque<(Operation, String)>>,
+    disks: Arc<files::image::Disks>,
 }
 
 impl Host {
+    /// A room whose disks hold what `images` says of the disk file's path, when
+    /// they are first used.
+    pub fn with_images(images: Images) -> Self {
+        Self(Arc::new(Room {
+            disks: Arc::new(files::image::Disks::new(Some(images))),
+            ..Room::default()
+        }))
+    }
+
     /// A driver on this room.
     pub fn open(&self) -> Fake {
         Fake {
@@ -164,7 +202,7 @@ impl Room {
         }
         machines.insert(
             id,
-            FakeMachine::new(spec, key, metadata, self.events.clone()),
+            FakeMachine::new(spec, key, metadata, self.events.clone(), self.disks.clone()),
         );
         self.events.send(id, Notice::Created);
         Ok(())

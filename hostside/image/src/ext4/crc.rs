@@ -34,8 +34,8 @@ const fn tables() -> [[u32; 256]; 8] {
 
 /// Goes on from `value` over `bytes`, eight at a time.
 pub(super) fn crc32c(mut value: u32, bytes: &[u8]) -> u32 {
-    let mut chunks = bytes.chunks_exact(8);
-    for chunk in &mut chunks {
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    for chunk in chunks {
         let low = value ^ u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
         value = TABLES[7][(low & 0xff) as usize]
             ^ TABLES[6][(low >> 8 & 0xff) as usize]
@@ -46,7 +46,7 @@ pub(super) fn crc32c(mut value: u32, bytes: &[u8]) -> u32 {
             ^ TABLES[1][usize::from(chunk[6])]
             ^ TABLES[0][usize::from(chunk[7])];
     }
-    for &byte in chunks.remainder() {
+    for &byte in rest {
         value = TABLES[0][usize::from(value as u8 ^ byte)] ^ value >> 8;
     }
     value

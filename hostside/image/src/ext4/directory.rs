@@ -113,7 +113,9 @@ pub(super) fn blocks(
     } else {
         let mut above = Vec::with_capacity(nodes);
         for (place, (block, part)) in node_blocks
-            .chunks_exact_mut(SIZE)
+            .as_chunks_mut::<SIZE>()
+            .0
+            .iter_mut()
             .zip(index.chunks(NODE_LIMIT))
             .enumerate()
         {
@@ -123,7 +125,12 @@ pub(super) fn blocks(
         }
         put_index(root, 32, ROOT_LIMIT, &above, seed);
     }
-    for (block, leaf) in leaf_blocks.chunks_exact_mut(SIZE).zip(&leaves) {
+    for (block, leaf) in leaf_blocks
+        .as_chunks_mut::<SIZE>()
+        .0
+        .iter_mut()
+        .zip(&leaves)
+    {
         linear(
             block,
             hashed[leaf.clone()].iter().map(|(_, entry)| entry),

@@ -55,8 +55,8 @@ impl<'a, D: Disk> Finisher<'a, D> {
     pub fn new(writer: Writer<D>, tree: &'a Tree, identity: &'a Identity) -> Self {
         let mut hash_seed = [0; 4];
         let digest = Digest::of(&[b"ext4 hash seed ", &identity.uuid[..]].concat());
-        for (word, bytes) in hash_seed.iter_mut().zip(digest.bytes().chunks_exact(4)) {
-            *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        for (word, bytes) in hash_seed.iter_mut().zip(digest.bytes().as_chunks().0) {
+            *word = u32::from_le_bytes(*bytes);
         }
         Self {
             contents: writer.contents,

@@ -82,9 +82,8 @@ impl Inode {
     }
 }
 
-/// A time as its low 32 bits and the extra field: two more bits of seconds under the nanoseconds.
-/// Times before 1901 and after 2446 become the nearest there is.
-fn time(time: Time) -> (u32, u32) {
+/// The time that an inode keeps: before 1901 and after 2446 the nearest there is.
+pub fn kept(time: Time) -> Time {
     const LAST: i64 = (1 << 34) - (1 << 31) - 1;
     const FIRST: i64 = -(1 << 31);
     let (seconds, nanoseconds) = match time.seconds {
@@ -92,6 +91,18 @@ fn time(time: Time) -> (u32, u32) {
         FIRST..=LAST => (time.seconds, time.nanoseconds.min(999_999_999)),
         _ => (LAST, 999_999_999),
     };
+    Time {
+        seconds,
+        nanoseconds,
+    }
+}
+
+/// A time as its low 32 bits and the extra field: two more bits of seconds under the nanoseconds.
+fn time(time: Time) -> (u32, u32) {
+    let Time {
+        seconds,
+        nanoseconds,
+    } = kept(time);
     let low = seconds as u32;
     let epoch = (seconds - i64::from(low.cast_signed())) >> 32;
     (low, nanoseconds << 2 | (epoch as u32 & 3))

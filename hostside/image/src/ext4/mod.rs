@@ -35,6 +35,7 @@ pub use contents::{Contents, FileWriter};
 use finish::Finisher;
 pub use geometry::BLOCK;
 use geometry::Geometry;
+pub(crate) use inode::kept as kept_time;
 pub use xattr::{fit as xattrs_fit, is_kept as xattr_is_kept};
 
 /// The largest filesystem, in bytes: what a monolithic sparse VMDK can be, 2 TiB.

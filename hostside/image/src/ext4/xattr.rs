@@ -186,7 +186,7 @@ fn acl(value: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let mut out = vec![1, 0, 0, 0];
-    for entry in entries.chunks_exact(8) {
+    for entry in entries.as_chunks::<8>().0 {
         match u16::from_le_bytes([entry[0], entry[1]]) {
             // The owner's, group's, mask's and others' entries.
             0x01 | 0x04 | 0x10 | 0x20 => out.extend_from_slice(&entry[..4]),

@@ -38,6 +38,9 @@ pub enum StoreError {
     /// No such image.
     #[error("there is no image `{0}` in the store; import one, or see the list of those there are")]
     NotFound(String),
+    /// An image that was imported before lists of files were kept.
+    #[error("there is no list of the files of the image {0}: remove it and import it again")]
+    NoFiles(Digest),
     /// The start of more than one id.
     #[error("`{0}` is the start of several image ids: give more of it")]
     AmbiguousId(String),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <store>/images/<id>/image.vmdk      the disk, never written again
+//!                     files.records   the list of its files (tether_wire::files)
 //!                     config.json     the image's configuration, byte for byte: its sha256 is <id>
 //!                     metadata.json   what this crate knows besides
 //!                     lock            held shared by whoever uses the disk
@@ -22,7 +23,7 @@ mod lock;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -42,6 +43,7 @@ use lock::{Lock, Mode};
 
 const DISK: &str = "image.vmdk";
 const CONFIG: &str = "config.json";
+const FILES: &str = "files.records";
 const METADATA: &str = "metadata.json";
 const VERSION: u32 = 1;
 
@@ -66,7 +68,7 @@ pub struct ImageRecord {
     pub disk: PathBuf,
     /// The disk's size as a guest sees it, in bytes.
     pub size: u64,
-    /// What the disk takes here, in bytes.
+    /// What the disk and the list of its files take here, in bytes.
     pub stored: u64,
     /// Files, directories and all else with an inode.
     pub files: u32,
@@ -131,12 +133,57 @@ impl Store {
         if let Some(name) = name.filter(|name| name.digest().is_some()) {
             return Err(StoreError::Digested(name.clone()));
         }
-        let partial = {
-            let changing = self.changing()?;
-            self.prune(&changing)?;
-            self.partial(&changing)?
-        };
+        let partial = self.begin()?;
         let opened = Opened::new(source, &partial.path, options, progress)?;
+        self.import_opened(opened, &partial, name, options, progress)
+    }
+
+    /// Makes an image of a container's files and gives it `name`: what `Read` of its root wrote, or
+    /// what [`crate::files::from_tar`] makes of a tar stream. `config` is the image's configuration as
+    /// a JSON object, complete but for `rootfs`, which is set here: the digest of the records is its one
+    /// layer's. `origin` says in the record where it came from.
+    pub fn import_files(
+        &self,
+        records: impl Read,
+        config: serde_json::Map<String, serde_json::Value>,
+        origin: &str,
+        name: Option<&Name>,
+        options: &Options,
+        progress: &dyn Progress,
+    ) -> Result<ImageRecord, StoreError> {
+        if let Some(name) = name.filter(|name| name.digest().is_some()) {
+            return Err(StoreError::Digested(name.clone()));
+        }
+        let partial = self.begin()?;
+        let opened = Opened::files(origin.to_owned(), Box::new(records), config);
+        self.import_opened(opened, &partial, name, options, progress)
+    }
+
+    /// The list of the files of the image `id`, as records of [`tether_wire::files::Shape::Listing`].
+    pub fn files(&self, id: &Digest) -> Result<File, StoreError> {
+        self.exists(id)?;
+        let path = self.image(id).join(FILES);
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::NoFiles(*id)),
+            other => other.map_err(failed("read", &path)),
+        }
+    }
+
+    fn begin(&self) -> Result<Partial, StoreError> {
+        let changing = self.changing()?;
+        self.prune(&changing)?;
+        self.partial(&changing)
+    }
+
+    fn import_opened(
+        &self,
+        opened: Opened<'_>,
+        partial: &Partial,
+        name: Option<&Name>,
+        options: &Options,
+        progress: &dyn Progress,
+    ) -> Result<ImageRecord, StoreError> {
+        let source = opened.origin().to_owned();
         let name = name
             .or(opened.name())
             .filter(|name| name.digest().is_none())
@@ -164,10 +211,17 @@ impl Store {
             .create_new(true)
             .open(&disk);
         let file = file.map_err(failed("create", &disk))?;
-        let built = opened.build(file, &disk, options, progress)?;
+        let path = directory.join(FILES);
+        let listing = File::create_new(&path).map_err(failed("create", &path))?;
+        let mut listing = BufWriter::new(listing);
+        let built = opened.build(file, &disk, &mut listing, options, progress)?;
+        let listing = listing.into_inner().map_err(|error| error.into_error());
+        listing
+            .and_then(|listing| listing.sync_all())
+            .map_err(failed("write", &path))?;
         let metadata = Metadata {
             version: VERSION,
-            source: source.to_string(),
+            source,
             imported: SystemTime::now()
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |time| time.as_secs()),
@@ -342,6 +396,15 @@ impl Store {
         Ok(())
     }
 
+    /// Says that the container `user` has a disk that grows from the image `id`, though not as its child:
+    /// what is between them is the caller's. The image is not removed before [`Store::release`] was called
+    /// for the same user.
+    pub fn add_user(&self, id: &Digest, user: &str) -> Result<(), StoreError> {
+        let _changing = self.changing()?;
+        self.exists(id)?;
+        write_synced(&self.user(id, user)?, b"")
+    }
+
     /// Says that the container `user` has no disk of the image `id` any more.
     pub fn release(&self, id: &Digest, user: &str) -> Result<(), StoreError> {
         let _changing = self.changing()?;
@@ -470,6 +533,7 @@ impl Store {
         let disk = place.join(DISK);
         let metadata: Metadata = read_json(&place.join(METADATA))?;
         let stored = fs::metadata(&disk).map_err(failed("read", &disk))?;
+        let listed = fs::metadata(place.join(FILES)).map_or(0, |listed| listed.blocks());
         Ok(ImageRecord {
             id: *id,
             names: references
@@ -478,7 +542,7 @@ impl Store {
                 .map(|(name, _)| name.clone())
                 .collect(),
             size: metadata.size,
-            stored: stored.blocks() * 512,
+            stored: (stored.blocks() + listed) * 512,
             files: metadata.files,
             source: metadata.source,
             imported: metadata.imported,

@@ -1,6 +1,6 @@
-//! A reader of tar streams that trusts nothing in them.
+//! Tar streams: a reader that trusts nothing in them, and a writer ([`Writer`]).
 //!
-//! Reads POSIX ustar and PAX (with extended attributes as `SCHILY.xattr.*` and
+//! The reader takes POSIX ustar and PAX (with extended attributes as `SCHILY.xattr.*` and
 //! `LIBARCHIVE.xattr.*`), GNU (long names, base-256 numbers) and the sparse formats of both (GNU
 //! old, PAX 0.0, 0.1 and 1.0). It is pure over [`BufRead`]: bytes in, entries and contents out; what
 //! the names mean on a filesystem is the caller's to judge.
@@ -11,6 +11,7 @@
 mod header;
 mod pax;
 mod sparse;
+mod writer;
 
 use std::io::{self, BufRead};
 
@@ -18,6 +19,7 @@ use crate::tree::{Time, Xattrs};
 use header::Header;
 use pax::Records;
 pub use sparse::Segment;
+pub use writer::Writer;
 
 const BLOCK: u64 = 512;
 /// The most bytes one PAX header or GNU long name may take.

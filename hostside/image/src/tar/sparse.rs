@@ -80,7 +80,7 @@ pub(super) fn gnu_extension(block: &[u8; 512], found: &mut GnuMap) -> Result<(),
 }
 
 fn gnu_segments(fields: &[u8], found: &mut GnuMap) -> Result<(), &'static str> {
-    for pair in fields.chunks_exact(24) {
+    for pair in fields.as_chunks::<24>().0 {
         if pair[0] == 0 {
             break;
         }

@@ -124,8 +124,10 @@ fn numbers(file: &File, sector: u64, count: u64) -> io::Result<Vec<u32>> {
     let mut bytes = vec![0; (count * 4) as usize];
     file.read_exact_at(&mut bytes, sector.saturating_mul(SECTOR))?;
     Ok(bytes
-        .chunks_exact(4)
-        .map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+        .as_chunks()
+        .0
+        .iter()
+        .map(|four| u32::from_le_bytes(*four))
         .collect())
 }
 

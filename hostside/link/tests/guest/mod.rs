@@ -5,9 +5,9 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use tether_link::Connector;
 use tether_wire::message::{
-    Error, ErrorKind, Exit, ExitStatus, MachineEvent, Mount, Network, Output, ProcessId,
-    ProcessInfo, ProcessPage, ProcessSpec, Reply, Setup, ShutdownSpec, SignalTarget, Started,
-    Statistics, TerminalSize,
+    Error, ErrorKind, Exit, ExitStatus, FileOperation, MachineEvent, Mount, Network, Output,
+    ProcessId, ProcessInfo, ProcessPage, ProcessSpec, Reply, Setup, ShutdownSpec, SignalTarget,
+    Started, Statistics, TerminalSize,
 };
 use tether_wire::{CarrierKind, ChannelKey, GuestSession, Input, Machine, Outcome, Ticket, Time};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -89,6 +89,28 @@ impl Machine for Programs {
                 )));
             }
         }
+        self.next_pid += 1;
+        self.running.insert(process, program);
+        Outcome::Done(Ok(Reply::Started(Started { pid: self.next_pid })))
+    }
+
+    fn files(&mut self, _: Ticket, process: ProcessId, operation: FileOperation) -> Outcome {
+        self.starts += 1;
+        let (out, reads) = match operation {
+            FileOperation::Stat { path } => (path, false),
+            FileOperation::Write { .. } => (Vec::new(), true),
+            FileOperation::Read { .. } | FileOperation::List { .. } => (pattern(100_000), false),
+        };
+        let program = Program {
+            argv: Vec::new(),
+            out: out.into(),
+            err: VecDeque::new(),
+            reads,
+            waits: false,
+            exit: 0,
+            killed: None,
+            exited: false,
+        };
         self.next_pid += 1;
         self.running.insert(process, program);
         Outcome::Done(Ok(Reply::Started(Started { pid: self.next_pid })))

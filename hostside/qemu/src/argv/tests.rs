@@ -13,6 +13,7 @@ fn spec() -> MachineSpec {
             initramfs: "/k/i,1.cpio".into(),
             append: " loglevel=7 ".into(),
         },
+        start: Default::default(),
         hardware: Hardware::Virtio,
         channel: ChannelKind::Virtio,
         disks: vec![disk(DiskAccess::ReadOnly)],
@@ -55,6 +56,7 @@ fn lines(spec: &MachineSpec, accelerator: Accelerator, channel: Wire) -> Vec<Str
         hot_plug_slots: 2,
         tsc_khz: (accelerator == Accelerator::Tcg).then_some(2_596_100),
         uefi_code: Some("/fw/a,b.fd".into()),
+        birth: Birth::Boot,
     };
     let mut lines: Vec<String> = Vec::new();
     for argument in arguments(&prepared) {
@@ -315,4 +317,90 @@ fn the_key_is_not_among_the_arguments_nor_its_file_anyones_choice() {
     let said = lines(&spec(), Accelerator::Tcg, SOCKET).join("\n");
     assert_eq!(said.matches("opt/tether/key").count(), 1);
     assert!(said.contains("name=opt/tether/key,file=channel.key"));
+}
+
+/// As [`lines`], for another birth.
+fn born(birth: Birth) -> Vec<String> {
+    let mut spec = spec();
+    spec.nics = vec![nic(&[])];
+    let prepared = Prepared {
+        spec: &spec,
+        accelerator: Accelerator::Tcg,
+        qmp_fd: 5,
+        channel: Wire::Listener { fd: 6 },
+        hot_plug_slots: 2,
+        tsc_khz: None,
+        uefi_code: None,
+        birth,
+    };
+    let arguments = arguments(&prepared);
+    arguments
+        .into_iter()
+        .map(|argument| argument.into_string().unwrap())
+        .collect()
+}
+
+/// What follows every `option`.
+fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
+    arguments
+        .windows(2)
+        .filter(|pair| pair[0] == option)
+        .map(|pair| pair[1].as_str())
+        .collect()
+}
+
+#[test]
+fn a_fork_has_its_templates_devices_first_and_in_their_order() {
+    let template = born(Birth::Template {
+        ram_fd: 7,
+        console_fd: 8,
+    });
+    let fork = born(Birth::Fork {
+        ram_fd: 7,
+        kernel_fd: 9,
+        boot_id: MachineId::from_bytes([0xcd; 16]),
+    });
+    let own = |device: &&str| device.contains("disk-image") || device.contains("netdev=net0");
+    let [of_template, of_fork] = [&template, &fork].map(|arguments| values(arguments, "-device"));
+    // The state names devices by their place on the bus.
+    let shared: Vec<_> = of_template.iter().copied().filter(|d| !own(d)).collect();
+    assert_eq!(shared, of_fork[..shared.len()]);
+    assert!(of_fork[shared.len()..].iter().all(own));
+    // So does the firmware's directory, sorted by name, with as many bytes for each.
+    let names = |arguments: &[String]| -> Vec<(String, usize)> {
+        values(arguments, "-fw_cfg")
+            .iter()
+            .map(|value| {
+                let (name, content) = value.split_once(',').unwrap();
+                (name.to_owned(), content.len())
+            })
+            .collect()
+    };
+    assert_eq!(names(&template), names(&fork));
+    for option in ["-machine", "-cpu", "-smp", "-m", "-accel", "-rtc"] {
+        assert_eq!(values(&template, option), values(&fork, option), "{option}");
+    }
+    // Which would give the template's memory back.
+    assert!(!fork.iter().any(|argument| argument.contains("balloon")));
+}
+
+#[test]
+fn a_fork_sees_its_templates_memory_and_changes_none_of_it() {
+    let fork = born(Birth::Fork {
+        ram_fd: 7,
+        kernel_fd: 9,
+        boot_id: MachineId::from_bytes([0xcd; 16]),
+    });
+    assert!(
+        values(&fork, "-object")
+            .contains(&"memory-backend-file,id=ram,mem-path=/proc/self/fd/7,share=off,size=128M")
+    );
+    assert_eq!(values(&fork, "-incoming"), ["defer"]);
+    assert_eq!(values(&fork, "-kernel"), ["/proc/self/fd/9"]);
+    let identity = format!(
+        "name=opt/tether/identity,string={}{}",
+        "cd".repeat(16),
+        "ab".repeat(16)
+    );
+    assert!(values(&fork, "-fw_cfg").contains(&identity.as_str()));
 }

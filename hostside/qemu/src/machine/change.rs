@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hypervisor::{
     Applied, DiskSerial, DiskSource, DiskSpec, Hardware, Metadata, MetadataChange, Reconfigure,
+    Started,
 };
 use serde_json::json;
 
@@ -50,7 +51,13 @@ impl Machine {
                 .get("base-memory")
                 .and_then(serde_json::Value::as_u64)
                 .unwrap_or(0);
-            if record.spec.hardware == Hardware::Virtio && change.memory.bytes() <= booted {
+            // A fork has no balloon (`argv`).
+            let balloon = record.spec.hardware == Hardware::Virtio
+                && !matches!(
+                    record.began,
+                    Some(Started::Forked { .. } | Started::ForkedRunning { .. })
+                );
+            if balloon && change.memory.bytes() <= booted {
                 let arguments = json!({"value": change.memory.bytes()});
                 running
                     .qmp

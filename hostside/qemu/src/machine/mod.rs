@@ -7,6 +7,8 @@
 //! QEMU running.
 
 mod change;
+mod fork;
+mod live;
 mod power;
 mod watch;
 
@@ -110,6 +112,7 @@ impl Machine {
             created: record.created,
             started: record.started,
             stopped: record.stopped,
+            began: record.began.clone(),
         };
         Arc::new(Self {
             id: record.spec.id,
@@ -154,6 +157,7 @@ impl Machine {
         view.metadata = record.metadata.clone();
         view.started = record.started;
         view.stopped = record.stopped;
+        view.began = record.began.clone();
     }
 
     /// Changes the power state others see, and tells them if it is news.

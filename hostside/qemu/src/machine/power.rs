@@ -12,11 +12,14 @@ use hypervisor::{
     Attachment, Boot, DiskAccess, DiskSource, Firmware, MachineSpec, PowerOff, Protocol, StopCause,
 };
 
+use super::fork::StartFailure;
 use super::*;
 use crate::accel::Accelerator;
-use crate::argv::{self, Prepared, UEFI_VARIABLES, Wire};
+use crate::argv::{self, Birth, Prepared, UEFI_VARIABLES, Wire};
 use crate::directory::{LOG, QMP_SOCKET};
+use crate::process::{Lifetime, not_started};
 use crate::qmp::EventStream;
+use crate::template::Template;
 use crate::vsock::VsockCarrier;
 
 /// How long a starting QEMU may take to greet.
@@ -45,15 +48,23 @@ impl Machine {
         let spec = state.record.spec.clone();
         check_files(&spec)?;
         check_ports(&spec)?;
+        // May take as long as a boot. A controller killed meanwhile leaves a machine that is off.
+        let way = self.way(&spec).await;
         let before = state.record.clone();
         state.record.life = Life::Started;
         state.record.started = SystemTime::now();
         let log = self.open_log()?;
         self.console.reset().await;
         self.directory.write(&state.record)?;
-        match self.start(&mut state, &spec, &log).await {
-            Ok(running) => {
+        match self.begin(&mut state, &spec, &log, way).await {
+            Ok((running, began)) => {
                 state.body = Body::Running(running);
+                state.record.began = Some(began);
+                state.record.devices = None;
+                // Unwritten, only how it began is forgotten.
+                if let Err(error) = self.directory.note(&state.record) {
+                    tracing::warn!(machine = %self.id, %error, "cannot record how a machine began");
+                }
                 self.show(&state.record);
                 self.set_power(PowerState::On);
                 Ok(())
@@ -69,12 +80,14 @@ impl Machine {
         }
     }
 
-    async fn start(
+    /// Starts QEMU; with a template, waits until the machine has its state.
+    pub(super) async fn start(
         self: &Arc<Self>,
         state: &mut State,
         spec: &MachineSpec,
         log: &File,
-    ) -> Result<Running, Cause> {
+        template: Option<&Template>,
+    ) -> Result<Running, StartFailure> {
         let listen = |name: &'static str| {
             let _ = fs::remove_file(self.directory.file(name));
             UnixListener::bind(self.directory.short(name)).map_err(|source| Cause::File {
@@ -104,32 +117,43 @@ impl Machine {
                 }
             }
             (ChannelKind::Vsock, VsockCarrier::None) => {
-                return Err(Cause::Unsupported {
+                return Err(StartFailure::Machine(Cause::Unsupported {
                     driver: "qemu",
                     what: "carry a channel by vsock".into(),
                     why: "neither /dev/vhost-vsock nor vhost-device-vsock is there any more".into(),
-                });
+                }));
+            }
+        };
+        let birth = match template {
+            None => Birth::Boot,
+            Some(template) => {
+                inherited.extend(template.files());
+                template.birth()?
             }
         };
         let started = self
-            .start_qemu(spec, log, qmp.as_raw_fd(), wire, &inherited)
+            .start_qemu(spec, log, qmp.as_raw_fd(), wire, birth, &inherited)
             .await;
         // The listeners are QEMU's alone from here: when it ends, so do they.
         drop(inherited);
         drop(qmp);
-        let greeted = match started {
-            Ok(process) => self.greeted(process).await,
-            Err(cause) => Err(cause),
-        };
-        greeted.map(|(qmp, events, process)| self.watched(qmp, events, process))
+        let (qmp, mut events, process) = self.greeted(started?).await?;
+        if let Some(template) = template
+            && let Err(failure) = self.restore(template, &qmp, &mut events, &process).await
+        {
+            process.kill().await;
+            return Err(failure);
+        }
+        Ok(self.watched(qmp, events, process))
     }
 
-    async fn start_qemu(
+    pub(super) async fn start_qemu(
         &self,
         spec: &MachineSpec,
         log: &File,
         qmp_fd: i32,
         channel: Wire,
+        birth: Birth,
         inherited: &[BorrowedFd<'_>],
     ) -> Result<Process, Cause> {
         let uefi_code = match &spec.boot {
@@ -143,9 +167,10 @@ impl Machine {
             }
             | Boot::Kernel { .. } => None,
         };
-        let tsc_khz = match self.options.accelerator {
-            Accelerator::Tcg => self.tsc.khz().await,
-            Accelerator::Kvm => None,
+        let tsc_khz = match (&birth, self.options.accelerator) {
+            (Birth::Boot, Accelerator::Tcg) => self.tsc.khz().await,
+            // A fork's kernel knows.
+            _ => None,
         };
         let arguments = argv::arguments(&Prepared {
             spec,
@@ -155,20 +180,26 @@ impl Machine {
             hot_plug_slots: self.options.hot_plug_slots,
             tsc_khz,
             uefi_code,
+            birth,
         });
         let program = &self.options.program;
-        Process::spawn(program, &arguments, self.directory.path(), log, inherited).map_err(
-            |source| {
-                Cause::because(
-                    format!("cannot start {} (is QEMU installed?)", program.display()),
-                    source,
-                )
-            },
+        let directory = self.directory.path();
+        Process::spawn(
+            program,
+            &arguments,
+            directory,
+            log,
+            inherited,
+            Lifetime::Own,
         )
+        .map_err(|source| not_started(program, source))
     }
 
     /// Waits for a new QEMU's greeting.
-    async fn greeted(&self, process: Process) -> Result<(Qmp, EventStream, Process), Cause> {
+    pub(super) async fn greeted(
+        &self,
+        process: Process,
+    ) -> Result<(Qmp, EventStream, Process), Cause> {
         let greeted = tokio::select! {
             greeted = self.greet(START) => greeted,
             ending = process.ended() => return Err(self.start_failure(&ending)),
@@ -185,7 +216,7 @@ impl Machine {
         }
     }
 
-    fn start_failure(&self, ending: &Ending) -> Cause {
+    pub(super) fn start_failure(&self, ending: &Ending) -> Cause {
         let words = log::last_words(&self.directory.log_tail(log::TAIL));
         Cause::hypervisor(match words {
             Some(words) => format!("QEMU {ending}: {words}"),
@@ -206,7 +237,12 @@ impl Machine {
             .unwrap_or_else(|_| Err(QmpError::Protocol("no greeting in time".into())))
     }
 
-    fn watched(self: &Arc<Self>, qmp: Qmp, events: EventStream, process: Process) -> Running {
+    pub(super) fn watched(
+        self: &Arc<Self>,
+        qmp: Qmp,
+        events: EventStream,
+        process: Process,
+    ) -> Running {
         let process = Arc::new(process);
         let task = tokio::spawn(watch::watch(
             Arc::downgrade(self),
@@ -242,6 +278,7 @@ impl Machine {
                 Some("ended the QEMU of a machine that was off".to_owned())
             }
             (Life::Started, None) => {
+                self.end_fork(&mut state).await;
                 let cause = log::vanished_cause(&self.directory.log_tail(log::TAIL), "is gone");
                 let said = format!("it went off while nobody watched: {cause}");
                 self.record_off(&mut state, cause);
@@ -267,10 +304,15 @@ impl Machine {
                     Some(said)
                 }
                 Ok((qmp, events)) => {
-                    let run_state = qmp.run_state().await;
-                    state.body = Body::Running(self.watched(qmp, events, process));
-                    match run_state {
-                        Ok(RunState::Running) => None,
+                    state.body = Body::Running(self.watched(qmp.clone(), events, process));
+                    let forking = self.end_fork(&mut state).await;
+                    match qmp.run_state().await {
+                        // The earlier controller was on its way to make it run.
+                        Ok(RunState::Incoming) => {
+                            self.finish(&mut state, StopCause::NeverStarted).await;
+                            Some("ended a fork whose start was cut short".to_owned())
+                        }
+                        Ok(RunState::Running) => forking,
                         Ok(RunState::Stopped) => {
                             self.set_power(PowerState::Suspended);
                             None
@@ -300,7 +342,7 @@ impl Machine {
                     detail: words.unwrap_or_else(|| "QEMU internal error".to_owned()),
                 }
             }
-            RunState::Running | RunState::Stopped => StopCause::PoweredOff,
+            RunState::Running | RunState::Stopped | RunState::Incoming => StopCause::PoweredOff,
         }
     }
 
@@ -429,7 +471,7 @@ impl Machine {
         };
         match running.qmp.run_state().await.map_err(refused)? {
             RunState::Running => self.set_power(PowerState::On),
-            RunState::Stopped => self.set_power(PowerState::Suspended),
+            RunState::Stopped | RunState::Incoming => self.set_power(PowerState::Suspended),
             ended => {
                 let cause = self.cause_of(ended);
                 self.finish(state, cause.clone()).await;
@@ -441,7 +483,7 @@ impl Machine {
         Ok(())
     }
 
-    fn open_log(&self) -> Result<File, Cause> {
+    pub(super) fn open_log(&self) -> Result<File, Cause> {
         let path = self.directory.file(LOG);
         OpenOptions::new()
             .create(true)
@@ -457,7 +499,7 @@ impl Machine {
     }
 
     /// Ends and removes what served a QEMU that is gone.
-    async fn clean(&self, state: &mut State) {
+    pub(super) async fn clean(&self, state: &mut State) {
         if let Some(vsock) = state.vsock.take() {
             vsock.kill().await;
         }

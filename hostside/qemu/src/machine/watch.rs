@@ -37,6 +37,8 @@ pub(super) async fn watch(
                     return;
                 }
             }
+            // Who asked for it waited for it.
+            Some(Event::Migration { .. }) => {}
             // The socket closed. QEMU's end follows; one that lives on cannot be
             // spoken to any more.
             None => {
@@ -56,7 +58,7 @@ impl Machine {
         };
         match qmp.run_state().await {
             Ok(RunState::Running) => self.set_power(PowerState::On),
-            Ok(RunState::Stopped) => self.set_power(PowerState::Suspended),
+            Ok(RunState::Stopped | RunState::Incoming) => self.set_power(PowerState::Suspended),
             Ok(ended) => {
                 let cause = self.cause_of(ended);
                 self.finish(&mut state, cause).await;

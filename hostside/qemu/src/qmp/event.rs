@@ -17,6 +17,12 @@ pub enum Event {
     Stop,
     /// Virtual CPUs run again.
     Resume,
+    /// The state coming in or going out has come this far (`MigrationStatus`
+    /// of `qapi/migration.json`). Only where the capability `events` is set.
+    Migration {
+        /// QEMU's word.
+        status: String,
+    },
     /// The guest let go of a device.
     DeviceDeleted {
         /// The device's id; empty for a part of one.
@@ -41,6 +47,9 @@ impl Event {
             "GUEST_PANICKED" => Some(Self::GuestPanicked),
             "STOP" => Some(Self::Stop),
             "RESUME" => Some(Self::Resume),
+            "MIGRATION" => Some(Self::Migration {
+                status: text("status"),
+            }),
             "DEVICE_DELETED" => Some(Self::DeviceDeleted {
                 device: text("device"),
             }),

@@ -163,6 +163,7 @@ impl Qmp {
             Some("shutdown") => Ok(RunState::Shutdown),
             Some("guest-panicked") => Ok(RunState::Panicked),
             Some("internal-error") => Ok(RunState::InternalError),
+            Some("inmigrate") => Ok(RunState::Incoming),
             Some(_) if status.get("running") == Some(&Value::Bool(true)) => Ok(RunState::Running),
             Some(_) => Ok(RunState::Stopped),
             None => Err(QmpError::Protocol("query-status without a status".into())),
@@ -177,6 +178,8 @@ pub enum RunState {
     Running,
     /// Virtual CPUs do not run, and could.
     Stopped,
+    /// It waits for the state it is to begin with.
+    Incoming,
     /// The guest powered off or reset; `-action` made QEMU keep it.
     Shutdown,
     /// The guest panicked; `-action` made QEMU keep it.

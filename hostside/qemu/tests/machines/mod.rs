@@ -117,6 +117,7 @@ impl Vch {
                 iso: file,
                 firmware: Firmware::Bios,
             },
+            start: Default::default(),
             hardware: Hardware::Vmware,
             channel: ChannelKind::Serial,
             disks: Vec::new(),

@@ -6,6 +6,7 @@
 pub mod environment;
 pub mod hosts;
 pub mod publish;
+pub mod serve;
 pub mod size;
 pub mod stop_signal;
 pub mod tmpfs;
@@ -14,6 +15,7 @@ pub mod unsupported;
 pub mod volume;
 
 use clap::{ArgAction, Args, ValueEnum};
+use hypervisor::{ChannelKind, Hardware, Start};
 use std::path::PathBuf;
 
 /// Flags of `vch run`; everything from IMAGE on belongs to the container.
@@ -143,6 +145,22 @@ pub struct RunArgs {
 /// What the VM is made of.
 #[derive(Args, Debug, Default)]
 pub struct MachineArgs {
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Show the kernel's log on stderr
+    #[arg(long)]
+    pub console: bool,
+    /// Wait for gdb before the first instruction
+    #[arg(long, value_name = "[IP:]PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:1234")]
+    pub gdb: Option<String>,
+    /// Seconds the guest has to come up
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub boot_timeout: u32,
+}
+
+/// What VMs are made of, one or many.
+#[derive(Args, Debug, Default)]
+pub struct VmArgs {
     /// Directory with bzImage, initramfs.cpio and tether.iso
     #[arg(long, env = "VCH_BOOT_IMAGE", value_name = "DIR")]
     pub boot_image: Option<PathBuf>,
@@ -155,18 +173,15 @@ pub struct MachineArgs {
     /// Add kernel arguments
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     pub append: Vec<String>,
-    /// Show the kernel's log on stderr
-    #[arg(long)]
-    pub console: bool,
-    /// Wait for gdb before the first instruction
-    #[arg(long, value_name = "[IP:]PORT", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:1234")]
-    pub gdb: Option<String>,
     /// Devices
     #[arg(long, value_name = "KIND", value_enum)]
     pub hardware: Option<HardwareArg>,
-    /// Boot the kernel directly, or from the ISO
+    /// Fork the VM from a template, boot its kernel, or boot the ISO [default: fork, where it works]
     #[arg(long, value_name = "HOW", value_enum)]
     pub boot: Option<BootArg>,
+    /// Where templates are, on a tmpfs [default: one place for each state directory]
+    #[arg(long, env = "VCH_TEMPLATES", value_name = "DIR")]
+    pub templates: Option<PathBuf>,
     /// Firmware that boots the ISO
     #[arg(long, value_name = "KIND", value_enum)]
     pub firmware: Option<FirmwareArg>,
@@ -176,9 +191,41 @@ pub struct MachineArgs {
     /// Acceleration
     #[arg(long, value_name = "KIND", value_enum)]
     pub accel: Option<AccelArg>,
-    /// Seconds the guest has to come up
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-    pub boot_timeout: u32,
+}
+
+impl VmArgs {
+    /// The devices and what carries the channel.
+    pub fn hardware(&self) -> (Hardware, ChannelKind) {
+        let hardware = match self.hardware {
+            Some(HardwareArg::Vmware) => Hardware::Vmware,
+            None | Some(HardwareArg::Virtio) => Hardware::Virtio,
+        };
+        let channel = match (self.channel, hardware) {
+            (Some(ChannelArg::Vsock), _) => ChannelKind::Vsock,
+            (Some(ChannelArg::Serial), _) | (None, Hardware::Vmware) => ChannelKind::Serial,
+            (Some(ChannelArg::Virtio), _) | (None, Hardware::Virtio) => ChannelKind::Virtio,
+        };
+        (hardware, channel)
+    }
+
+    /// Fork where nothing stands against it.
+    pub fn start(&self) -> Start {
+        let forkable = (Hardware::Virtio, ChannelKind::Virtio);
+        match self.boot {
+            Some(BootArg::Fork) => Start::Fork,
+            None if self.hardware() == forkable => Start::Fork,
+            None | Some(BootArg::Kernel | BootArg::Iso) => Start::Boot,
+        }
+    }
+
+    /// The acceleration as the driver calls it.
+    pub fn acceleration(&self) -> &'static str {
+        match self.accel {
+            Some(AccelArg::Kvm) => "kvm",
+            Some(AccelArg::Tcg) => "tcg",
+            None | Some(AccelArg::Auto) => "auto",
+        }
+    }
 }
 
 /// `--hardware`.
@@ -191,6 +238,7 @@ pub enum HardwareArg {
 /// `--boot`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BootArg {
+    Fork,
     Kernel,
     Iso,
 }
@@ -222,6 +270,17 @@ impl RunArgs {
     /// IMAGE; empty only with `--resume`.
     pub fn image(&self) -> &str {
         self.image_and_command.first().map_or("", String::as_str)
+    }
+
+    /// Flags that say no more than this, for a VM that nothing runs in.
+    pub fn of_machine(machine: MachineArgs, memory: Option<size::Size>, cpus: Option<f64>) -> Self {
+        Self {
+            memory,
+            cpus,
+            network: Some("none".to_owned()),
+            machine,
+            ..Self::default()
+        }
     }
 
     /// What follows IMAGE.

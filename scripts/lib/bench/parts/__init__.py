@@ -4,7 +4,7 @@ A part has a `SUBJECT`, one line for `--help`, and `measurements(artifacts, plan
 the names of some figures, and what measures them together.
 """
 
-from . import exec, image_import, kernel_start, memory, ready, run, size, throughput
+from . import docker, exec, fork, image_import, kernel_start, memory, ready, run, size, throughput
 
 PARTS = {
     "size": size,
@@ -12,7 +12,9 @@ PARTS = {
     "kernel": kernel_start,
     "ready": ready,
     "exec": exec,
+    "fork": fork,
     "throughput": throughput,
     "image": image_import,
     "run": run,
+    "docker": docker,
 }

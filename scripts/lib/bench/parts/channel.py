@@ -15,7 +15,7 @@ class Pair:
     def __init__(self, artifacts):
         self.artifacts = artifacts
 
-    def measure(self, what, *options, channel="virtio", pairs=1, disk=True, qemu=None):
+    def measure(self, what, *options, channel="virtio", pairs=1, disk=True, qemu=None, arguments=()):
         """Samples by whose they are, `ours` and `theirs` at least, as the program prints them."""
         artifacts = self.artifacts
         command = [artifacts.program("qemu-tests", "bin", "bench")]
@@ -26,6 +26,7 @@ class Pair:
         command += ["--channel", channel, "--pairs", pairs]
         if disk:
             command += ["--disk", artifacts.root_disk()]
+        command += arguments
         if qemu:
             command += ["--qemu", qemu]
         measured = False

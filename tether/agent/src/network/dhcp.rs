@@ -345,7 +345,13 @@ impl Answer {
                 break;
             };
             rest = after;
-            let addresses = || value.chunks_exact(4).filter_map(address);
+            let addresses = || {
+                value
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|four| Ipv4Addr::from(*four))
+            };
             match *code {
                 option::KIND => answer.kind = *value.first()?,
                 option::SERVER => answer.server = addresses().next(),
@@ -360,12 +366,6 @@ impl Answer {
         }
         Some(answer)
     }
-}
-
-fn address(value: &[u8]) -> Option<Ipv4Addr> {
-    value
-        .first_chunk::<4>()
-        .map(|octets| Ipv4Addr::from(*octets))
 }
 
 fn number(value: &[u8]) -> Option<u32> {

@@ -7,8 +7,9 @@ use crate::prelude::*;
 mod dhcp;
 mod names;
 mod netlink;
+mod sockets;
 
-use crate::failure::{Context, Result};
+use crate::failure::{Context, Result, invalid};
 use crate::files;
 use crate::poller::Poller;
 use crate::root::write_file;
@@ -55,6 +56,42 @@ impl State {
                 present.join(", ")
             ),
         )
+    }
+
+    /// Parts from the network of the machine that this one is a child of: every vNIC down, nothing
+    /// left of its connections, and then each with its own MAC address of `network`, which names them
+    /// in the same order.
+    ///
+    /// # Errors
+    /// Another number of vNICs; what the kernel says.
+    pub fn disown(&mut self, network: &Network) -> Result<()> {
+        self.clients.clear();
+        let former = &self.wanted.interfaces;
+        if former.len() != network.interfaces.len() {
+            return Err(invalid(format!(
+                "a child has the vNICs of its parent, which are {}, not {}",
+                former.len(),
+                network.interfaces.len()
+            )));
+        }
+        let netlink = Netlink::open()?;
+        let links = links();
+        let mut changes = Vec::new();
+        for (former, new) in former.iter().zip(&network.interfaces) {
+            let mac = former.mac.to_string();
+            let (_, link) = links
+                .iter()
+                .find(|(found, _)| *found == mac)
+                .ok_or_else(|| Self::absence(former))?;
+            netlink.set_up(link.index, false)?;
+            changes.push((link.index, new.mac));
+        }
+        sockets::reset_connections()?;
+        for (index, mac) in changes {
+            netlink.flush(index)?;
+            netlink.set_mac(index, mac)?;
+        }
+        Ok(())
     }
 
     /// Replaces the network. All its vNICs are there.

@@ -8,21 +8,22 @@ use crate::prelude::*;
 use core::net::IpAddr;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
 };
-use tether_wire::message::{Address, Route};
+use tether_wire::message::{Address, MacAddress, Route};
 
 const HEADER: usize = 16;
 
 /// A message under construction (linux/netlink.h, linux/rtnetlink.h).
-struct Request {
+pub struct Request {
     bytes: Vec<u8>,
 }
 
 impl Request {
-    fn new(kind: u16, flags: i32, body: &[u8]) -> Self {
+    /// One of this kind, with flags of its own beside `NLM_F_REQUEST`.
+    pub fn new(kind: u16, flags: i32, body: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         let flags = (flags | libc::NLM_F_REQUEST) as u16;
@@ -40,7 +41,8 @@ impl Request {
         self
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    /// Its bytes.
+    pub fn finish(mut self) -> Vec<u8> {
         let length = self.bytes.len() as u32;
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
         self.bytes
@@ -147,23 +149,42 @@ fn new_route(index: u32, route: &Route) -> Result<Vec<u8>> {
     Ok(request.finish())
 }
 
-/// A NETLINK_ROUTE socket.
+/// Whom a netlink socket speaks to.
+pub enum Protocol {
+    /// `NETLINK_ROUTE`.
+    Route,
+    /// `NETLINK_SOCK_DIAG`.
+    SocketDiagnosis,
+}
+
+/// A netlink socket.
 pub struct Netlink {
     socket: OwnedFd,
 }
 
 impl Netlink {
-    /// Opens one.
+    /// Opens one for links, addresses and routes.
     ///
     /// # Errors
     /// `EMFILE`.
     pub fn open() -> Result<Self> {
+        Self::open_for(Protocol::Route)
+    }
+
+    /// Opens one.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn open_for(protocol: Protocol) -> Result<Self> {
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            // NETLINK_ROUTE is protocol 0.
-            None,
+            match protocol {
+                // Protocol 0.
+                Protocol::Route => None,
+                Protocol::SocketDiagnosis => Some(SOCK_DIAG),
+            },
         )
         .map_err(|errno| system("opening a netlink socket", errno))?;
         Ok(Self { socket })
@@ -211,6 +232,17 @@ impl Netlink {
             .attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
         self.ask(&request.finish(), |_| {})
             .map_err(|errno| system(format!("setting the MTU {mtu}"), errno))
+    }
+
+    /// Sets a link's MAC address, while it is down.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_mac(&self, index: u32, mac: MacAddress) -> Result<()> {
+        let request = Request::new(libc::RTM_NEWLINK, libc::NLM_F_ACK, &link_body(index, 0, 0))
+            .attribute(libc::IFLA_ADDRESS, &mac.0);
+        self.ask(&request.finish(), |_| {})
+            .map_err(|errno| system(format!("setting the MAC address {mac}"), errno))
     }
 
     /// Adds an address, or keeps it.
@@ -272,7 +304,11 @@ impl Netlink {
         Ok(())
     }
 
-    fn ask(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> rustix::io::Result<()> {
+    /// Sends a request and hands on the body of each message of its answer.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn ask(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> rustix::io::Result<()> {
         let kernel = SocketAddrNetlink::new(0, 0);
         sendto(&self.socket, request, SendFlags::empty(), &kernel)?;
         let mut buffer = [0; 8192];

@@ -5,6 +5,9 @@
 //!               └──failure on the pipe, or dead before──▶ (gone, reply is the error)
 //! ```
 //!
+//! What reads or writes files ([`Processes::transfer`]) is a process of the wire too, without a launch
+//! and without a program.
+//!
 //! A child that could not start stays in [`Processes::failed`] until it is reaped: its pid must not
 //! be taken for anything else's.
 
@@ -13,22 +16,25 @@ mod environment;
 mod launch;
 mod path;
 mod stdio;
-mod user;
+pub mod user;
 
 pub use launch::Surroundings;
 use stdio::Streams;
 
 use crate::cgroup::Group;
 use crate::failure::Result;
-use crate::poller::{Event, Token};
-use crate::sys;
+use crate::poller::{Event, Poller, Token};
+use crate::root::Root;
+use crate::{sys, transfer};
 use alloc::collections::BTreeMap;
 use launch::Launch;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use tether_wire::guest::{GuestSession, Ready, Ticket};
-use tether_wire::message::{Error, ErrorKind, Output, ProcessId, SignalTarget, TerminalSize};
+use tether_wire::message::{
+    Error, ErrorKind, FileOperation, Output, ProcessId, SignalTarget, TerminalSize,
+};
 
 /// One of them.
 pub struct Process {
@@ -45,6 +51,10 @@ enum Phase {
     Running {
         pid: i32,
         group: Group,
+    },
+    /// Tether's own child, which reads or writes files; in no group of the container's.
+    Transferring {
+        pid: i32,
     },
     Ended,
 }
@@ -72,8 +82,8 @@ pub enum Death {
     Process {
         /// Which.
         process: ProcessId,
-        /// Its group, to be given back.
-        group: Group,
+        /// Its group, to be given back, if it had one.
+        group: Option<Group>,
         /// It was the main process.
         main: bool,
     },
@@ -116,10 +126,55 @@ impl Processes {
         self.by_id.iter_mut().filter_map(|(process, state)| {
             let group = match &mut state.phase {
                 Phase::Launching { group, .. } | Phase::Running { group, .. } => group,
-                Phase::Ended => return None,
+                Phase::Transferring { .. } | Phase::Ended => return None,
             };
             Some((*process, group))
         })
+    }
+
+    /// Starts reading or writing the container's files; gives the pid.
+    ///
+    /// # Errors
+    /// A user that is not there; no descriptors or processes left.
+    pub fn transfer(
+        &mut self,
+        process: ProcessId,
+        operation: &FileOperation,
+        root: &Root,
+        poller: &Poller,
+    ) -> Result<i32> {
+        let stdin = matches!(operation, FileOperation::Write { .. });
+        let (streams, theirs) = stdio::pipes(stdin)?;
+        streams.watch(poller, process)?;
+        let pid = transfer::start(operation, root, theirs.ends())?;
+        // From here the reaper knows whose this pid is; SIGCHLD is read only after this returns.
+        self.by_pid.insert(pid, process);
+        let phase = Phase::Transferring { pid };
+        self.by_id.insert(process, Process { phase, streams });
+        Ok(pid)
+    }
+
+    /// Whether a pid is of what reads or writes files.
+    pub fn is_transfer(&self, wanted: u32) -> bool {
+        self.by_id.values().any(
+            |process| matches!(process.phase, Phase::Transferring { pid } if pid as u32 == wanted),
+        )
+    }
+
+    /// Whether anything reads or writes files.
+    pub fn has_transfers(&self) -> bool {
+        self.by_id
+            .values()
+            .any(|process| matches!(process.phase, Phase::Transferring { .. }))
+    }
+
+    /// SIGKILL to everything that reads or writes files.
+    pub fn kill_transfers(&self) {
+        for process in self.by_id.values() {
+            if let Phase::Transferring { pid } = process.phase {
+                let _ = sys::kill(pid, libc::SIGKILL);
+            }
+        }
     }
 
     /// Sends a signal to a running process.
@@ -128,7 +183,11 @@ impl Processes {
     /// `NotFound` when there is none of that name or it has ended.
     pub fn signal(&self, process: ProcessId, signal: u8, target: SignalTarget) -> Result<()> {
         let pid = match self.by_id.get(&process).map(|process| &process.phase) {
-            Some(Phase::Launching { pid, .. } | Phase::Running { pid, .. }) => *pid,
+            Some(
+                Phase::Launching { pid, .. }
+                | Phase::Running { pid, .. }
+                | Phase::Transferring { pid },
+            ) => *pid,
             _ => return Err(absent(process)),
         };
         let signal = i32::from(signal);
@@ -246,8 +305,13 @@ impl Processes {
         match core::mem::replace(&mut state.phase, Phase::Ended) {
             Phase::Launching { group, .. } | Phase::Running { group, .. } => Death::Process {
                 process,
-                group,
+                group: Some(group),
                 main: self.end_main(process),
+            },
+            Phase::Transferring { .. } => Death::Process {
+                process,
+                group: None,
+                main: false,
             },
             Phase::Ended => Death::Other,
         }

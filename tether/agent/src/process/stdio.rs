@@ -49,6 +49,11 @@ pub enum Line {
 pub struct ChildPipes([OwnedFd; 3]);
 
 impl ChildPipes {
+    /// The ends themselves, in order.
+    pub fn ends(&self) -> &[OwnedFd; 3] {
+        &self.0
+    }
+
     /// Numbers for the child.
     pub fn numbers(&self) -> [i32; 3] {
         let [stdin, stdout, stderr] = &self.0;

@@ -120,6 +120,52 @@ pub fn fork_worker(work: impl FnOnce() -> u8) -> Result<i32, Errno> {
     Ok(pid)
 }
 
+/// As [`fork_worker`], for what takes long beside the loop: with only these descriptors open, which
+/// are few; it can be killed, by signals and when memory is short.
+///
+/// # Errors
+/// `EAGAIN`, `ENOMEM`.
+pub fn fork_operation(kept: [RawFd; 4], work: impl FnOnce() -> u8) -> Result<i32, Errno> {
+    fork_worker(|| {
+        // SAFETY: this is the child: no owner of a descriptor that is closed here is used again or
+        // dropped, because it ends in `_exit`.
+        unsafe {
+            spawn::may_be_killed_when_memory_is_short();
+            close_all_but(kept);
+            libc::setsid();
+            libc::umask(0);
+            // A tree may be deeper than the 1024 directories that may be open by default.
+            let limit = libc::rlimit {
+                rlim_cur: DEPTH,
+                rlim_max: DEPTH,
+            };
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+            spawn::unblock_signals();
+        }
+        work()
+    })
+}
+
+/// One more than the directories of the longest path that is read, and a few.
+const DEPTH: libc::rlim_t = 8192;
+
+/// # Safety
+/// Nobody uses the others after.
+unsafe fn close_all_but(mut kept: [RawFd; 4]) {
+    kept.sort_unstable();
+    let mut first: libc::c_uint = 0;
+    for fd in kept {
+        let fd = fd.unsigned_abs();
+        if fd > first {
+            // SAFETY: no pointers.
+            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+        }
+        first = first.max(fd + 1);
+    }
+    // SAFETY: no pointers.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+}
+
 /// Blocks every signal.
 pub fn block_signals() {
     // SAFETY: the set is filled before it is used.

@@ -303,7 +303,7 @@ unsafe fn is_pipe(fd: c_int) -> bool {
 ///
 /// # Safety
 /// Only in the child.
-unsafe fn may_be_killed_when_memory_is_short() {
+pub(super) unsafe fn may_be_killed_when_memory_is_short() {
     // SAFETY: constant strings.
     unsafe {
         let fd = libc::open(
@@ -333,6 +333,7 @@ unsafe fn enter_root(plan: &Plan, root: &CString) {
         };
         let none = ptr::null();
         let slash = c"/".as_ptr();
+        let boot_id = boot_id_of_fork();
         // What tether mounts later below the root arrives here; nothing goes back.
         let flags = libc::MS_REC | libc::MS_SLAVE;
         must(
@@ -353,6 +354,9 @@ unsafe fn enter_root(plan: &Plan, root: &CString) {
             libc::mount(proc, c"/proc".as_ptr(), proc, flags, none.cast()),
             Stage::Mount,
         );
+        if boot_id >= 0 {
+            must(lay_over_boot_id(boot_id), Stage::Mount);
+        }
         let kind = c"cgroup2".as_ptr();
         let target = c"/sys/fs/cgroup".as_ptr();
         let flags = flags | libc::MS_RDONLY;
@@ -360,6 +364,43 @@ unsafe fn enter_root(plan: &Plan, root: &CString) {
             libc::mount(c"cgroup".as_ptr(), target, kind, flags, none.cast()),
             Stage::Mount,
         );
+    }
+}
+
+/// A mount of the file that a fork has instead of the kernel's boot id ([`crate::fork`]), which the
+/// kernel kept from its template; negative for a machine that booted. Taken before the image hides
+/// the file, laid over the kernel's when there is a proc to lay it over.
+///
+/// # Safety
+/// Only in the child.
+unsafe fn boot_id_of_fork() -> c_int {
+    const OPEN_TREE_CLONE: c_int = 1;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC;
+    let file = c"/run/etc/boot-id".as_ptr();
+    // SAFETY: a constant string.
+    unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, file, flags) as c_int }
+}
+
+/// # Safety
+/// Only in the child.
+unsafe fn lay_over_boot_id(mount: c_int) -> c_int {
+    const MOVE_MOUNT_F_EMPTY_PATH: c_int = 4;
+    let target = c"/proc/sys/kernel/random/boot_id".as_ptr();
+    let here = c"".as_ptr();
+    // SAFETY: constant strings, and a descriptor of the child's own, closed once.
+    unsafe {
+        let result = libc::syscall(
+            libc::SYS_move_mount,
+            mount,
+            here,
+            libc::AT_FDCWD,
+            target,
+            MOVE_MOUNT_F_EMPTY_PATH,
+        ) as c_int;
+        if result == 0 {
+            libc::close(mount);
+        }
+        result
     }
 }
 
@@ -462,7 +503,7 @@ unsafe fn become_program(plan: &Plan) -> ! {
 
 /// # Safety
 /// Only in the child.
-unsafe fn unblock_signals() {
+pub(super) unsafe fn unblock_signals() {
     // SAFETY: the set is initialised before it is used.
     unsafe {
         let mut none: libc::sigset_t = core::mem::zeroed();

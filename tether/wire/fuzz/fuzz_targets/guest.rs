@@ -22,6 +22,9 @@ impl Machine for Sim {
     fn start(&mut self, _: Ticket, process: ProcessId, _: ProcessSpec) -> Outcome {
         Outcome::Done(Ok(Reply::Started(Started { pid: process.0 })))
     }
+    fn files(&mut self, _: Ticket, process: ProcessId, _: FileOperation) -> Outcome {
+        Outcome::Done(Ok(Reply::Started(Started { pid: process.0 })))
+    }
     fn signal(&mut self, _: ProcessId, _: u8, _: SignalTarget) -> Result<(), Error> {
         Ok(())
     }

@@ -10,9 +10,9 @@ use crate::handshake::{
     VERSION_MIN,
 };
 use crate::message::{
-    Error, Exit, MachineEvent, Mount, Network, Output, ProcessId, ProcessPage, ProcessSpec, Reply,
-    Request, RequestId, RunState, Setup, ShutdownSpec, SignalTarget, Statistics, TerminalSize,
-    ToGuest,
+    Error, ErrorKind, Exit, FileOperation, MachineEvent, Mount, Network, Output, ProcessId,
+    ProcessPage, ProcessSpec, Rebirth, Reply, Request, RequestId, RunState, Setup, ShutdownSpec,
+    SignalTarget, Statistics, TerminalSize, ToGuest,
 };
 use crate::{CarrierKind, ChannelKey, MAX_IN_FLIGHT, Time, Violation};
 use alloc::collections::{BTreeMap, VecDeque};
@@ -47,6 +47,8 @@ pub trait Machine {
     fn setup(&mut self, ticket: Ticket, setup: Setup) -> Outcome;
     /// Starts a process. Its streams exist in the session from before this call until an error or forget.
     fn start(&mut self, ticket: Ticket, process: ProcessId, spec: ProcessSpec) -> Outcome;
+    /// Starts a process that reads or writes the container's files; its streams as for a start.
+    fn files(&mut self, ticket: Ticket, process: ProcessId, operation: FileOperation) -> Outcome;
     /// Sends a signal (1 to 64, already checked) to a running process.
     fn signal(&mut self, process: ProcessId, signal: u8, target: SignalTarget)
     -> Result<(), Error>;
@@ -66,6 +68,24 @@ pub trait Machine {
     fn mount(&mut self, ticket: Ticket, mount: Mount) -> Outcome;
     /// Replaces the network.
     fn network(&mut self, ticket: Ticket, network: Network) -> Outcome;
+    /// Stops the container's processes where they are; see [`Request::Freeze`].
+    fn freeze(&mut self, _ticket: Ticket, _hold_ms: u32) -> Outcome {
+        cannot_fork()
+    }
+    /// Lets them go on.
+    fn thaw(&mut self, _unix_nanos: u64) -> Result<(), Error> {
+        Err(Error::new(ErrorKind::Unsupported, NO_FORK))
+    }
+    /// Makes a child of a running machine another machine; see [`Request::Rebirth`].
+    fn rebirth(&mut self, _ticket: Ticket, _rebirth: Rebirth) -> Outcome {
+        cannot_fork()
+    }
+}
+
+const NO_FORK: &str = "this machine cannot be forked while it runs";
+
+fn cannot_fork() -> Outcome {
+    Outcome::Done(Err(Error::new(ErrorKind::Unsupported, NO_FORK)))
 }
 
 /// Standard input waiting for a process.
@@ -211,6 +231,19 @@ impl GuestSession {
 
     /// The carrier went.
     pub fn disconnected(&mut self) {
+        self.connected();
+    }
+
+    /// The machine is a child of the one whose session this was, as it runs: processes and streams
+    /// go on where they are, under another key and for a host that knows nothing yet.
+    pub fn forked(&mut self, key: ChannelKey, boot_id: [u8; 16]) {
+        self.key = key;
+        self.boot_id = boot_id;
+        self.host = None;
+        // What the parent's host asked for is answered to nobody.
+        self.epoch = self.epoch.wrapping_add(1);
+        self.settled = 0;
+        self.answers.clear();
         self.connected();
     }
 

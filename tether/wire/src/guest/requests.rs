@@ -5,7 +5,8 @@ use crate::MAX_PROCESSES;
 use crate::Violation;
 use crate::guest::streams::Process;
 use crate::message::{
-    Error, ErrorKind, Exit, ExitStatus, Output, ProcessId, Reply, Request, RequestId, RunState,
+    Error, ErrorKind, Exit, ExitStatus, FileOperation, Output, ProcessId, Reply, Request,
+    RequestId, RunState, Stdio,
 };
 use alloc::format;
 
@@ -42,19 +43,17 @@ impl GuestSession {
                 }
                 _ => error(ErrorKind::Exists, "this machine was set up before".into()),
             },
-            Request::Start { process, spec } => {
-                if self.processes.contains_key(&process) {
-                    error(ErrorKind::Exists, format!("process {} exists", process.0))
-                } else if self.processes.len() >= MAX_PROCESSES {
-                    error(
-                        ErrorKind::Limit,
-                        format!("{MAX_PROCESSES} processes are known: forget some that ended"),
-                    )
-                } else {
-                    self.processes.insert(process, Process::new(spec.stdio));
-                    self.starting.push((ticket, process));
-                    self.when_set_up(ticket, Request::Start { process, spec }, machine)
-                }
+            Request::Start { process, ref spec } => {
+                let stdio = spec.stdio;
+                self.begin(ticket, process, stdio, request, machine)
+            }
+            Request::Files {
+                process,
+                ref operation,
+            } => {
+                let stdin = matches!(operation, FileOperation::Write { .. });
+                let stdio = Stdio::Pipes { stdin };
+                self.begin(ticket, process, stdio, request, machine)
             }
             Request::Signal {
                 process,
@@ -81,12 +80,36 @@ impl GuestSession {
             Request::Statistics => Outcome::Done(machine.statistics().map(Reply::Statistics)),
             Request::SetClock { unix_nanos } => done(machine.set_clock(unix_nanos)),
             Request::Shutdown(spec) => machine.shutdown(ticket, spec),
-            request @ (Request::Mount(_) | Request::Network(_)) => {
+            Request::Thaw { unix_nanos } => done(machine.thaw(unix_nanos)),
+            Request::Rebirth(rebirth) => machine.rebirth(ticket, rebirth),
+            request @ (Request::Mount(_) | Request::Network(_) | Request::Freeze { .. }) => {
                 self.when_set_up(ticket, request, machine)
             }
         };
         if let Outcome::Done(result) = outcome {
             self.complete(ticket, result, machine);
+        }
+    }
+
+    fn begin<M: Machine>(
+        &mut self,
+        ticket: Ticket,
+        process: ProcessId,
+        stdio: Stdio,
+        request: Request,
+        machine: &mut M,
+    ) -> Outcome {
+        if self.processes.contains_key(&process) {
+            error(ErrorKind::Exists, format!("process {} exists", process.0))
+        } else if self.processes.len() >= MAX_PROCESSES {
+            error(
+                ErrorKind::Limit,
+                format!("{MAX_PROCESSES} processes are known: forget some that ended"),
+            )
+        } else {
+            self.processes.insert(process, Process::new(stdio));
+            self.starting.push((ticket, process));
+            self.when_set_up(ticket, request, machine)
         }
     }
 
@@ -108,8 +131,10 @@ impl GuestSession {
             }
             SetupState::Finished(Ok(())) => match request {
                 Request::Start { process, spec } => machine.start(ticket, process, spec),
+                Request::Files { process, operation } => machine.files(ticket, process, operation),
                 Request::Mount(mount) => machine.mount(ticket, mount),
                 Request::Network(network) => machine.network(ticket, network),
+                Request::Freeze { hold_ms } => machine.freeze(ticket, hold_ms),
                 _ => error(
                     ErrorKind::Invalid,
                     "this request does not wait for the setup".into(),

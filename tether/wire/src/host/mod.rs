@@ -169,6 +169,7 @@ pub struct HostSession {
     session: [u8; 16],
     connection: Connection,
     boot_id: Option<[u8; 16]>,
+    version: Option<u16>,
     next_request: u32,
     settled_sent: u32,
     /// Unanswered.
@@ -176,7 +177,20 @@ pub struct HostSession {
     processes: BTreeMap<ProcessId, Process>,
     turn: ProcessId,
     ping: Option<u32>,
+    /// When acknowledgements that are held back have to go.
+    acknowledge: Acknowledge,
     events: VecDeque<HostEvent>,
+}
+
+/// Acknowledgements that wait for more of their kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acknowledge {
+    /// None.
+    Nothing,
+    /// There are some since the last [`HostSession::transmit`].
+    Soon,
+    /// They wait until then.
+    At(Time),
 }
 
 impl HostSession {
@@ -190,12 +204,14 @@ impl HostSession {
             session,
             connection: Connection::Down,
             boot_id: None,
+            version: None,
             next_request: 0,
             settled_sent: 0,
             requests: BTreeMap::new(),
             processes: BTreeMap::new(),
             turn: ProcessId::MAIN,
             ping: None,
+            acknowledge: Acknowledge::Nothing,
             events: VecDeque::new(),
         }
     }
@@ -222,6 +238,12 @@ impl HostSession {
     pub fn disconnected(&mut self) {
         self.carrier = None;
         self.connection = Connection::Down;
+        self.acknowledge = Acknowledge::Nothing;
+    }
+
+    /// The protocol's version that the guest last agreed to; `None` before it has.
+    pub fn version(&self) -> Option<u16> {
+        self.version
     }
 
     /// Whether the guest has proved itself and said where it stands.
@@ -258,8 +280,8 @@ impl HostSession {
             return Err(Full::Size(body.len()));
         }
         self.next_request += 1;
-        if let Request::Start { process, .. } = &request {
-            self.processes.entry(*process).or_insert_with(Process::new);
+        if let Some(process) = request.starts() {
+            self.processes.entry(process).or_insert_with(Process::new);
         }
         self.requests.insert(id, (request, Sending::Never));
         Ok(id)
@@ -293,6 +315,9 @@ impl HostSession {
     pub fn stored(&mut self, process: ProcessId, output: Output, offset: u64) {
         if let Some(p) = self.processes.get_mut(&process) {
             p.output(output).stored(offset);
+            if self.acknowledge == Acknowledge::Nothing {
+                self.acknowledge = Acknowledge::Soon;
+            }
         }
     }
 
@@ -386,6 +411,7 @@ impl HostSession {
             self.refused(Refusal::Key);
             return Ok(());
         }
+        self.version = Some(version);
         let proof = Some(HostProof {
             proof: transcript.prove(&self.key, Prover::Host),
         });
@@ -419,8 +445,8 @@ impl HostSession {
                     ));
                     news.push(HostEvent::Reply { id, result });
                 } else {
-                    if let Request::Start { process, .. } = &request {
-                        self.processes.entry(*process).or_insert_with(Process::new);
+                    if let Some(process) = request.starts() {
+                        self.processes.entry(process).or_insert_with(Process::new);
                     }
                     self.requests.insert(id, (request, sending));
                 }
@@ -469,16 +495,13 @@ impl HostSession {
                 let Some((request, _)) = self.requests.remove(&id) else {
                     return Ok(());
                 };
-                match (&request, &result) {
-                    (Request::Start { process, .. }, Err(error))
-                        if error.kind != ErrorKind::Exists =>
-                    {
-                        self.processes.remove(process);
-                    }
-                    (Request::Forget { process }, Ok(_)) => {
-                        self.processes.remove(process);
-                    }
-                    _ => {}
+                let gone = match (&request, &result) {
+                    (Request::Forget { process }, Ok(_)) => Some(*process),
+                    (_, Err(error)) if error.kind != ErrorKind::Exists => request.starts(),
+                    _ => None,
+                };
+                if let Some(process) = gone {
+                    self.processes.remove(&process);
                 }
                 HostEvent::Reply { id, result }
             }

@@ -13,8 +13,8 @@ pub(crate) struct OutputStream {
     ended: bool,
     /// The guest should hear of `stored` and the new limit.
     dirty: bool,
-    /// Nothing was said of it on this connection.
-    unheard: bool,
+    /// At once: nothing was said of it on this connection, or it was held back for long enough.
+    due: bool,
 }
 
 impl OutputStream {
@@ -25,7 +25,7 @@ impl OutputStream {
             limit: INITIAL_OUTPUT_CREDIT,
             ended: false,
             dirty: false,
-            unheard: false,
+            due: false,
         }
     }
 
@@ -74,19 +74,24 @@ impl OutputStream {
         // that is as new as the connection gave it).
         self.limit = self.stored + OUTPUT_WINDOW;
         self.dirty = true;
-        self.unheard = true;
+        self.due = true;
         gap
     }
 
+    /// What was held back is held back no longer.
+    fn hurry(&mut self) {
+        self.due |= self.dirty;
+    }
+
     pub(crate) fn take_ack(&mut self) -> Option<(u64, u64)> {
-        // While much is on its way a word now and then is enough.
+        // While much is on its way a word now and then is enough: each one interrupts the guest.
         let due = self.dirty
-            && (self.unheard
-                || self.stored == self.received
+            && (self.due
+                || (self.ended && self.stored == self.received)
                 || self.stored + OUTPUT_WINDOW >= self.limit + OUTPUT_WINDOW / 8);
         due.then(|| {
             self.dirty = false;
-            self.unheard = false;
+            self.due = false;
             self.limit = self.limit.max(self.stored + OUTPUT_WINDOW);
             (self.stored, self.limit)
         })
@@ -233,6 +238,11 @@ impl Process {
             Output::Stdout => 0,
             Output::Stderr => 1,
         }]
+    }
+
+    /// Its acknowledgements were held back for long enough.
+    pub(crate) fn hurry(&mut self) {
+        self.outputs.iter_mut().for_each(OutputStream::hurry);
     }
 
     /// Takes what the guest says after a reconnect. Gives gaps by stream, and whether the exit is news.

@@ -1,16 +1,20 @@
 //! What goes out, and in which order.
 
-use super::{Connection, HostSession, Sending};
+use super::streams::Process;
+use super::{Acknowledge, Connection, HostSession, Sending};
 use crate::carrier::Carrier;
 use crate::codec::encode;
-use crate::frame::Direction;
+use crate::frame::{Direction, Nonce};
 use crate::handshake::{HELLO, HostHello, PROOF, VERSION_MAX, VERSION_MIN};
 use crate::message::{Output, ProcessId, RequestId, ToGuest};
 use crate::{MAX_FRAME, Time};
 use alloc::vec::Vec;
+use core::ops::Bound;
 
 /// And the longest such pause.
 const GREETING_TIMEOUT_MOST: u64 = 8_000_000;
+/// How long an acknowledgement waits for more to say, in microseconds.
+const ACKNOWLEDGE_WITHIN: u64 = 2_000;
 
 impl HostSession {
     /// When [`HostSession::transmit`] has to be called at the latest.
@@ -20,7 +24,11 @@ impl HostSession {
             _ => None,
         };
         let carrier = self.carrier.as_ref().and_then(Carrier::deadline);
-        [greeting, carrier].into_iter().flatten().min()
+        let acknowledge = match self.acknowledge {
+            Acknowledge::At(at) => Some(at),
+            Acknowledge::Nothing | Acknowledge::Soon => None,
+        };
+        [greeting, carrier, acknowledge].into_iter().flatten().min()
     }
 
     /// Appends what should be sent now, at most about 64 KiB. Call it when everything it gave
@@ -30,6 +38,14 @@ impl HostSession {
             return;
         };
         self.greet(&mut carrier, now, out);
+        match self.acknowledge {
+            Acknowledge::Soon => self.acknowledge = Acknowledge::At(now.plus(ACKNOWLEDGE_WITHIN)),
+            Acknowledge::At(at) if at <= now => {
+                self.acknowledge = Acknowledge::Nothing;
+                self.processes.values_mut().for_each(Process::hurry);
+            }
+            Acknowledge::Nothing | Acknowledge::At(_) => {}
+        }
         while carrier.wants_frames(out) && self.transmit_one(&mut carrier, out) {}
         carrier.flush(now, out);
         self.carrier = Some(carrier);
@@ -122,54 +138,62 @@ impl HostSession {
             self.settled_sent = settled.0;
             return send(&ToGuest::Settled { below: settled });
         }
+        self.transmit_stream(&nonce, carrier, out)
+    }
+
+    /// What the next process in turn that has something to say has to say.
+    fn transmit_stream(&mut self, nonce: &Nonce, carrier: &mut Carrier, out: &mut Vec<u8>) -> bool {
         let most = carrier.chunk();
-        let after = (
-            core::ops::Bound::Excluded(self.turn),
-            core::ops::Bound::Unbounded,
-        );
-        let ids: Vec<ProcessId> = self.processes.range(after).map(|(id, _)| *id).collect();
-        let ids = ids.into_iter().chain(
-            self.processes
-                .range(..=self.turn)
-                .map(|(id, _)| *id)
-                .collect::<Vec<_>>(),
-        );
-        for process in ids {
-            let Some(p) = self.processes.get_mut(&process) else {
-                continue;
-            };
-            let mut any = false;
-            let mut send = |message: &ToGuest<'_>| {
-                carrier.frame(&nonce, Direction::ToGuest, out, |out| encode(message, out))
-            };
-            for output in [Output::Stdout, Output::Stderr] {
-                if let Some((stored, limit)) = p.output(output).take_ack() {
-                    any |= send(&ToGuest::Ack {
-                        process,
-                        output,
-                        stored,
-                        limit,
-                    });
+        let mut send = |message: &ToGuest<'_>| {
+            carrier.frame(nonce, Direction::ToGuest, out, |out| encode(message, out))
+        };
+        for turn in [
+            (Bound::Excluded(self.turn), Bound::Unbounded),
+            (Bound::Unbounded, Bound::Included(self.turn)),
+        ] {
+            for (&process, p) in self.processes.range_mut(turn) {
+                if p.transmit(process, most, &mut send) {
+                    self.turn = process;
+                    return true;
                 }
-            }
-            let mut n = 0;
-            if let Some((offset, data)) = p.input.next(most) {
-                n = data.len();
-                any |= send(&ToGuest::Input {
-                    process,
-                    offset,
-                    data,
-                });
-            }
-            p.input.sent(n);
-            if let Some(offset) = p.input.take_end() {
-                any |= send(&ToGuest::InputEnd { process, offset });
-            }
-            if any {
-                self.turn = process;
-                return true;
             }
         }
         false
+    }
+}
+
+impl Process {
+    /// Its acknowledgements and at most `most` bytes of its input; whether any was sent.
+    fn transmit(
+        &mut self,
+        process: ProcessId,
+        most: usize,
+        send: &mut impl FnMut(&ToGuest<'_>) -> bool,
+    ) -> bool {
+        let mut any = false;
+        for output in [Output::Stdout, Output::Stderr] {
+            if let Some((stored, limit)) = self.output(output).take_ack() {
+                any |= send(&ToGuest::Ack {
+                    process,
+                    output,
+                    stored,
+                    limit,
+                });
+            }
+        }
+        let mut n = 0;
+        if let Some((offset, data)) = self.input.next(most) {
+            n = data.len();
+            any |= send(&ToGuest::Input {
+                process,
+                offset,
+                data,
+            });
+        }
+        self.input.sent(n);
+        if let Some(offset) = self.input.take_end() {
+            any |= send(&ToGuest::InputEnd { process, offset });
+        }
+        any
     }
 }

@@ -35,6 +35,18 @@ pub struct Identity {
     pub unix_nanos: u64,
 }
 
+/// What makes a child of a running machine another machine, before its processes go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rebirth {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its network: the vNICs of its parent in the same order, each with the MAC address it is to
+    /// have. TCP connections to other machines are reset.
+    pub network: Network,
+    /// Sent to the main process when it goes on; 0 for none.
+    pub signal: u8,
+}
+
 /// How the machine ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownSpec {

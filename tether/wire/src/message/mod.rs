@@ -8,15 +8,17 @@
 //! version that has it. `tests/golden.rs` holds the bytes of version 1: do not change that test.
 
 mod error;
+mod files;
 mod machine;
 mod mount;
 mod network;
 mod process;
 
 pub use error::{Error, ErrorKind};
+pub use files::{Boundary, Conflicts, FileOperation, Owners};
 pub use machine::{
     Action, BlockDeviceUsage, CpuUsage, Identity, InterfaceUsage, MachineEvent, MemoryUsage,
-    ProcessInfo, ProcessPage, Setup, ShutdownSpec, Statistics,
+    ProcessInfo, ProcessPage, Rebirth, Setup, ShutdownSpec, Statistics,
 };
 pub use mount::{DiskId, Mount, MountSource, Root};
 pub use network::{
@@ -217,6 +219,42 @@ pub enum Request {
     Mount(Mount),
     /// Replace addresses, routes and name service.
     Network(Network),
+    /// Read or write the container's files, as a process without a role: answered with
+    /// [`Reply::Started`], and from then on a process like any other. Needs the setup, and no main
+    /// process. The id is the host's and must not be in use.
+    Files {
+        /// The process's name from now on.
+        process: ProcessId,
+        /// What it does.
+        operation: FileOperation,
+    },
+    /// Stop every process of the container where it is, so that the machine can be forked: no
+    /// instruction of theirs runs until [`Request::Thaw`], or in a child [`Request::Rebirth`].
+    /// Answered when they stand still. Needs the setup, and no copy of files or other work under
+    /// way. Since version 2.
+    Freeze {
+        /// How long it lasts at most, in milliseconds of the machine's own clock, should nobody
+        /// thaw it; a child of the machine stays frozen.
+        hold_ms: u32,
+    },
+    /// Let them go on. Not frozen is success. Since version 2.
+    Thaw {
+        /// The realtime clock, nanoseconds since the Unix epoch; set if the machine's is behind it.
+        unix_nanos: u64,
+    },
+    /// Make a child of a running machine a machine of its own and let its processes go on. Once:
+    /// then it is [`ErrorKind::Exists`]. Since version 2.
+    Rebirth(Rebirth),
+}
+
+impl Request {
+    /// The process that this request brings into being, if it does.
+    pub fn starts(&self) -> Option<ProcessId> {
+        match self {
+            Self::Start { process, .. } | Self::Files { process, .. } => Some(*process),
+            _ => None,
+        }
+    }
 }
 
 /// What the guest answers when a request succeeded.
@@ -224,7 +262,7 @@ pub enum Request {
 pub enum Reply {
     /// Done, nothing to tell.
     Done,
-    /// To [`Request::Start`].
+    /// To [`Request::Start`] and [`Request::Files`].
     Started(Started),
     /// To [`Request::Processes`].
     Processes(ProcessPage),

@@ -1,0 +1,23 @@
+//! Containers: `/containers/...`.
+
+pub mod archive;
+pub mod attach;
+pub mod commit;
+pub mod config;
+pub mod create;
+pub mod describe;
+pub mod fork;
+pub mod host_config;
+pub mod inspect;
+pub mod lifecycle;
+pub mod list;
+pub mod logs;
+pub mod mounts;
+pub mod network;
+pub mod ports;
+pub mod prune;
+pub mod ps;
+pub mod stats;
+pub mod top;
+pub mod update;
+pub mod wait;

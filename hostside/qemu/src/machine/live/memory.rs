@@ -1,0 +1,364 @@
+//! A running QEMU's guest memory, copied into a file that its children map privately.
+//!
+//! What is copied is what differs from where the mapping began: pages of the process's own
+//! (anonymous ones) from the process, all others from the file behind the mapping, where there is one.
+//! A page of zeros stays a hole. The first pass runs while the guest does; the last, with the guest
+//! stopped, copies what has changed since, as far as the kernel tells (soft-dirty bits,
+//! Documentation/admin-guide/mm/soft-dirty.rst), else every page of the process's own.
+//!
+//! The file is sealed when it is whole: nobody can change it any more, and a balloon in a child cannot
+//! punch what it gives back out of its siblings' memory.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use hypervisor::Cause;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+
+/// Of the host, in bytes; x86-64 has no other.
+const PAGE: u64 = 4096;
+/// Bytes read at once.
+const PIECE: usize = 1 << 20;
+/// Entries of the page map read at once.
+const ENTRIES: usize = 1 << 16;
+
+// Bits of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const FILE_OR_SHARED: u64 = 1 << 61;
+const SOFT_DIRTY: u64 = 1 << 55;
+
+/// How a guest's memory lies in its QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// QEMU's process.
+    pub pid: u32,
+    /// Where it begins there.
+    pub address: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// A copy being made.
+#[derive(Debug)]
+pub struct Copy {
+    place: Place,
+    memory: File,
+    map: File,
+    /// What the mapping is a private view of.
+    below: Option<File>,
+    base: File,
+    /// Pages that were the process's own when they were last looked at.
+    own: Vec<bool>,
+    /// Whether the kernel tells which pages were written to.
+    tracks: bool,
+}
+
+impl Copy {
+    /// Opens the process's memory. `below` is the file that it is a private view of, if it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::File`]: mostly that this process may not look into the other, see ptrace(2) and Yama.
+    pub fn begin(place: Place, below: Option<File>) -> Result<Self, Cause> {
+        let open = |name: &str, write: bool| {
+            let path = format!("/proc/{}/{name}", place.pid);
+            let file = File::options().read(!write).write(write).open(&path);
+            file.map_err(|source| Cause::File {
+                what: "cannot look into a running QEMU by",
+                path: path.into(),
+                source,
+            })
+        };
+        let base =
+            rustix::fs::memfd_create("vch-fork", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+                .map(File::from)
+                .map_err(|errno| of_copy(errno.into()))?;
+        base.set_len(place.bytes).map_err(of_copy)?;
+        let pages = usize::try_from(place.bytes / PAGE).unwrap_or(usize::MAX);
+        Ok(Self {
+            place,
+            memory: open("mem", false)?,
+            map: open("pagemap", false)?,
+            below,
+            base,
+            own: vec![false; pages],
+            tracks: tracks_writes(),
+        })
+    }
+
+    /// Copies what there is while the guest goes on. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Hypervisor`].
+    pub fn ahead(&mut self) -> Result<(), Cause> {
+        let mut ahead = || -> io::Result<()> {
+            if let Some(below) = &self.below {
+                copy_data(below, &self.base, self.place.bytes)?;
+            }
+            if self.tracks {
+                self.forget_writes()?;
+            }
+            self.pass().map(drop)
+        };
+        ahead().map_err(of_copy)
+    }
+
+    /// Copies what has changed, now that the guest stands still, and gives the bytes copied. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Hypervisor`].
+    pub fn rest(&mut self) -> Result<u64, Cause> {
+        self.pass().map_err(of_copy)
+    }
+
+    /// The file, which nobody can change any more, and how many bytes it holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Hypervisor`].
+    pub fn finish(self) -> Result<(File, u64), Cause> {
+        use std::os::unix::fs::MetadataExt as _;
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&self.base, seals).map_err(|errno| of_copy(errno.into()))?;
+        let held = self.base.metadata().map_err(of_copy)?.blocks() * 512;
+        Ok((self.base, held))
+    }
+
+    fn forget_writes(&self) -> io::Result<()> {
+        std::fs::write(format!("/proc/{}/clear_refs", self.place.pid), "4")
+    }
+
+    /// Copies every page that is the process's own and not known to be the same; gives the bytes.
+    fn pass(&mut self) -> io::Result<u64> {
+        let mut copied = 0;
+        let mut entries = vec![0; ENTRIES * 8];
+        let mut buffer = vec![0; PIECE];
+        let first = self.place.address / PAGE;
+        let mut page = 0;
+        while page < self.own.len() {
+            let count = ENTRIES.min(self.own.len() - page);
+            let read = &mut entries[..count * 8];
+            self.map.read_exact_at(read, (first + page as u64) * 8)?;
+            let mut run = 0..0;
+            for (index, entry) in read.as_chunks::<8>().0.iter().enumerate() {
+                let entry = u64::from_ne_bytes(*entry);
+                let number = page + index;
+                let own = entry & (PRESENT | SWAPPED) != 0 && entry & FILE_OR_SHARED == 0;
+                let before = std::mem::replace(&mut self.own[number], own);
+                if before && !own {
+                    self.give_back(number, &mut buffer)?;
+                    continue;
+                }
+                // What was copied before and not written to since is there.
+                if !own || (before && self.tracks && entry & SOFT_DIRTY == 0) {
+                    continue;
+                }
+                if run.end != number || (run.len() + 1) * PAGE as usize > PIECE {
+                    copied += self.copy(run, &mut buffer)?;
+                    run = number..number;
+                }
+                run.end = number + 1;
+            }
+            copied += self.copy(run, &mut buffer)?;
+            page += count;
+        }
+        Ok(copied)
+    }
+
+    /// Copies some pages in a row from the process.
+    fn copy(&self, run: std::ops::Range<usize>, buffer: &mut [u8]) -> io::Result<u64> {
+        let bytes = &mut buffer[..run.len() * PAGE as usize];
+        let offset = run.start as u64 * PAGE;
+        self.memory
+            .read_exact_at(bytes, self.place.address + offset)?;
+        self.write(bytes, offset)?;
+        Ok(bytes.len() as u64)
+    }
+
+    /// Writes pages in a row, leaving holes for zeros where there is nothing yet.
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        // Runs of pages alike, so that a piece is one write, mostly.
+        let mut from = 0;
+        let pages = bytes.as_chunks::<{ PAGE as usize }>().0;
+        while from < pages.len() {
+            let zero = is_zero(&pages[from]);
+            let alike = pages[from..]
+                .iter()
+                .take_while(|page| is_zero(page) == zero)
+                .count();
+            let (start, end) = (from * PAGE as usize, (from + alike) * PAGE as usize);
+            if zero {
+                self.punch(offset + start as u64, (end - start) as u64)?;
+            } else {
+                self.base
+                    .write_all_at(&bytes[start..end], offset + start as u64)?;
+            }
+            from += alike;
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.base, flags, offset, bytes)?)
+    }
+
+    /// A page that the process gave back: it reads as what is below the mapping.
+    fn give_back(&self, number: usize, buffer: &mut [u8]) -> io::Result<()> {
+        let offset = number as u64 * PAGE;
+        let page = &mut buffer[..PAGE as usize];
+        page.fill(0);
+        if let Some(below) = &self.below {
+            below.read_exact_at(page, offset)?;
+        }
+        self.write(page, offset)
+    }
+}
+
+fn is_zero(page: &[u8; PAGE as usize]) -> bool {
+    page.as_chunks::<8>().0.iter().all(|word| *word == [0; 8])
+}
+
+/// Copies what a sparse file holds.
+fn copy_data(from: &File, to: &File, bytes: u64) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
+    let mut offset = 0;
+    while offset < bytes {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(start))?.min(bytes);
+        offset = start;
+        while offset < end {
+            let length = usize::try_from(end - offset).unwrap_or(PIECE).min(PIECE);
+            from.read_exact_at(&mut buffer[..length], offset)?;
+            to.write_all_at(&buffer[..length], offset)?;
+            offset += length as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Whether this kernel has soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): seen on a page of our own.
+fn tracks_writes() -> bool {
+    let tracks = || -> io::Result<bool> {
+        let mut page = vec![1u8; 2 * PAGE as usize];
+        std::fs::write("/proc/self/clear_refs", "4")?;
+        page[PAGE as usize] = 2;
+        let address = std::hint::black_box(&page)[PAGE as usize..].as_ptr() as u64;
+        let mut entry = [0; 8];
+        File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, address / PAGE * 8)?;
+        Ok(u64::from_ne_bytes(entry) & SOFT_DIRTY != 0)
+    };
+    tracks().unwrap_or(false)
+}
+
+fn of_copy(source: io::Error) -> Cause {
+    Cause::because("cannot copy the machine's memory", source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory of this process, page-aligned, as a QEMU's would lie.
+    struct Guest {
+        bytes: Vec<u8>,
+    }
+
+    impl Guest {
+        const PAGES: usize = 600;
+        /// So much that no allocator has it lying about used already (mallopt(3), `M_MMAP_THRESHOLD`).
+        const ALLOCATED: usize = 48 << 20;
+        /// More than a huge page away from what the allocator itself writes at the beginning.
+        const BEFORE: usize = 4 << 20;
+
+        fn new() -> Self {
+            Self {
+                bytes: vec![0; Self::ALLOCATED],
+            }
+        }
+
+        fn start(&self) -> usize {
+            Self::BEFORE + self.bytes[Self::BEFORE..].as_ptr().align_offset(PAGE as usize)
+        }
+
+        fn place(&self) -> Place {
+            Place {
+                pid: std::process::id(),
+                address: self.bytes[self.start()..].as_ptr() as u64,
+                bytes: Self::PAGES as u64 * PAGE,
+            }
+        }
+
+        fn page(&mut self, number: usize) -> &mut [u8] {
+            let start = self.start() + number * PAGE as usize;
+            &mut self.bytes[start..start + PAGE as usize]
+        }
+
+        fn whole(&self) -> &[u8] {
+            &self.bytes[self.start()..self.start() + Self::PAGES * PAGE as usize]
+        }
+    }
+
+    fn read(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; Guest::PAGES * PAGE as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn the_file_holds_what_the_memory_held_when_the_last_pass_was_made() {
+        let mut guest = Guest::new();
+        for number in [0, 1, 2, 300, 301, 599] {
+            guest.page(number).fill(number as u8 + 1);
+        }
+        let mut copy = Copy::begin(guest.place(), None).unwrap();
+        copy.ahead().unwrap();
+        guest.page(1).fill(77);
+        guest.page(2).fill(0);
+        guest.page(450)[4095] = 9;
+        let copied = copy.rest().unwrap();
+        assert!(copied >= 3 * PAGE, "{copied}");
+        let (file, held) = copy.finish().unwrap();
+        assert!(read(&file) == guest.whole());
+        assert!(held <= 7 * PAGE, "zeros are holes: {held}");
+    }
+
+    #[test]
+    fn what_is_below_a_private_mapping_is_there_where_the_process_has_nothing_of_its_own() {
+        let below = tempfile::tempfile().unwrap();
+        below.set_len(Guest::PAGES as u64 * PAGE).unwrap();
+        below.write_all_at(&[5; 10_000], 20 * PAGE).unwrap();
+        let guest = Guest::new();
+        let mut copy = Copy::begin(guest.place(), Some(below.try_clone().unwrap())).unwrap();
+        copy.ahead().unwrap();
+        // A page that was its own for a while and then given back.
+        copy.base
+            .write_all_at(&[9; PAGE as usize], 21 * PAGE)
+            .unwrap();
+        copy.give_back(21, &mut vec![0; PIECE]).unwrap();
+        let (file, _) = copy.finish().unwrap();
+        // Memory of this test that was never touched is not the process's own.
+        assert!(read(&file)[..200 * PAGE as usize] == read(&below)[..200 * PAGE as usize]);
+    }
+
+    #[test]
+    fn nobody_changes_a_finished_copy() {
+        let guest = Guest::new();
+        let mut copy = Copy::begin(guest.place(), None).unwrap();
+        copy.ahead().unwrap();
+        let (file, _) = copy.finish().unwrap();
+        assert!(file.write_at(b"x", 0).is_err());
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert!(rustix::fs::fallocate(&file, flags, 0, PAGE).is_err());
+        assert!(file.set_len(0).is_err());
+    }
+}

@@ -1,0 +1,281 @@
+//! `vch serve`: the Docker Engine API of one VCH.
+//!
+//! ```text
+//! STATE/vch/NAME/lock          held by the one process that serves it
+//!                id            what `docker info` calls its ID
+//!                machines/     the driver's
+//!                containers/   the port layer's
+//!                docker.sock   where it listens unless told otherwise
+//! ```
+
+use crate::args::serve::{DriverArg, LogFormat, ServeArgs};
+use crate::failure::Failure;
+use crate::{machine, paths, simulated};
+use anyhow::{Context, Result, bail};
+use docker_api::Vch;
+use docker_api::serve::{Host, Listener, Options};
+use hypervisor::{Boot, Cpus, Hypervisor, Memory};
+use portlayer::{Config, ContainerId, Limits, PortLayer};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use std::fs::File;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Serves until it is told to end.
+///
+/// # Errors
+/// Something it needs is missing, another process's, or not understood.
+pub fn run(state: Option<&Path>, args: ServeArgs) -> Result<u8, Failure> {
+    log(&args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let served = runtime.block_on(serve(state, args));
+    // Reading a file may still be going on in a thread: nobody waits for it.
+    runtime.shutdown_background();
+    served?;
+    Ok(0)
+}
+
+fn log(args: &ServeArgs) -> Result<()> {
+    let filter = EnvFilter::try_new(&args.log_level)
+        .with_context(|| format!("invalid --log-level {}", args.log_level))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+async fn serve(state: Option<&Path>, args: ServeArgs) -> Result<()> {
+    let security = args.security()?;
+    let connections = connections();
+    let state = paths::State::open(state)?;
+    let directory = state.vch(&args.name)?;
+    let _owner = own(&directory, &args.name)?;
+    let id = identity(&directory)?;
+    let images = args.images.clone().unwrap_or_else(|| state.images());
+    let images = image::store::Store::open(&images)
+        .with_context(|| format!("cannot open the image store {}", images.display()))?;
+    let machines = directory.join("machines");
+    paths::make(&machines)?;
+    let containers = directory.join("containers");
+    paths::make(&containers)?;
+    // Another VCH's templates are never this one's, unless it is told so.
+    let templates = match &args.vm.templates {
+        Some(directory) => directory.clone(),
+        None => state.templates_of(&args.name)?,
+    };
+    let (boot, hypervisor) = driver(&args, &machines, templates, &images).await?;
+    let (hardware, channel) = args.vm.hardware();
+    let config = Config {
+        state: containers,
+        hypervisor,
+        images,
+        boot,
+        start: args.vm.start(),
+        hardware,
+        channel,
+        limits: limits(&args)?,
+    };
+    let port_layer = PortLayer::open(config)
+        .await
+        .with_context(|| format!("cannot open VCH {}", args.name))?;
+    let mut listeners = Vec::new();
+    for host in hosts(&args, &directory) {
+        listeners.extend(Listener::open(&host, &security).await?);
+    }
+    let metrics = match args.metrics_addr {
+        Some(address) => {
+            let listener = tokio::net::TcpListener::bind(address).await;
+            let listener =
+                listener.with_context(|| format!("cannot listen on {address} for metrics"))?;
+            let address = listener.local_addr().unwrap_or(address);
+            tracing::info!(metrics = %address, "metrics are at /metrics");
+            if !address.ip().is_loopback() {
+                tracing::warn!(
+                    "whoever reaches {address} can read metrics: they ask for no password"
+                );
+            }
+            Some(listener)
+        }
+        None => None,
+    };
+    let vch = Vch {
+        name: args.name.clone(),
+        id,
+        state: directory,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch signals")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch signals")?;
+    // A terminal that is closed is no reason to end: caught, and never asked for.
+    let _hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("ending; containers run on");
+        notify("STOPPING=1");
+    };
+    tracing::info!(
+        vch = vch.name,
+        driver = port_layer.hypervisor_name(),
+        accelerated = port_layer.accelerated(),
+        containers = port_layer.list().len(),
+        "serving"
+    );
+    notify("READY=1");
+    docker_api::serve(
+        listeners,
+        port_layer.clone(),
+        Options {
+            vch,
+            metrics,
+            connections,
+        },
+        shutdown,
+    )
+    .await;
+    port_layer.close().await;
+    Ok(())
+}
+
+/// How many clients can be connected. They may have half of the descriptors that this process may have, two
+/// each (the connection, and a second one to see that its client has gone); the other half is for
+/// containers: a channel, a log and a few more of each. It asks for as many as it is let.
+fn connections() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("cannot have more open files: {error}");
+    }
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(descriptors / 4).unwrap_or(usize::MAX)
+}
+
+/// Makes this process the one owner of the VCH for as long as the file is open.
+fn own(directory: &Path, name: &str) -> Result<File> {
+    let path = directory.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "VCH {name} is served by another process: use its socket, or serve another VCH with --name"
+        ),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// What identifies the VCH, chosen once.
+fn identity(directory: &Path) -> Result<String> {
+    let path = directory.join("id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    let id = ContainerId::random()
+        .context("cannot choose an identity")?
+        .to_string();
+    let new = directory.join("id.new");
+    std::fs::write(&new, &id)
+        .and_then(|()| std::fs::rename(&new, &path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(id)
+}
+
+async fn driver(
+    args: &ServeArgs,
+    machines: &Path,
+    templates: PathBuf,
+    images: &image::store::Store,
+) -> Result<(Boot, Arc<dyn Hypervisor>)> {
+    match args.driver {
+        DriverArg::Qemu => {
+            let boot = machine::boot(&args.vm, false)?;
+            let driver =
+                machine::open(machines, args.vm.acceleration(), &boot, Some(templates)).await?;
+            Ok((boot, driver))
+        }
+        DriverArg::Fake => {
+            // It boots nothing.
+            let boot = Boot::Kernel {
+                kernel: "/dev/null".into(),
+                initramfs: "/dev/null".into(),
+                append: String::new(),
+            };
+            let driver = simulated::driver(images.clone());
+            Ok((boot, Arc::new(driver)))
+        }
+    }
+}
+
+fn limits(args: &ServeArgs) -> Result<Limits> {
+    let memory = match args.memory {
+        Some(size) => size.0,
+        None => {
+            let info = rustix::system::sysinfo();
+            info.totalram.saturating_mul(info.mem_unit.into())
+        }
+    };
+    let cpus = match args.cpus {
+        Some(cpus) => cpus,
+        None => std::thread::available_parallelism()
+            .map_or(1, |count| u32::try_from(count.get()).unwrap_or(Cpus::MAX))
+            .min(Cpus::MAX),
+    };
+    let container = args
+        .container_memory
+        .map_or(crate::plan::DEFAULT_MEMORY, |size| size.0);
+    Ok(Limits {
+        memory: Memory::from_bytes(memory).context("invalid --memory")?,
+        cpus: Cpus::new(cpus).context("invalid --cpus")?,
+        default_memory: Memory::from_bytes(container).context("invalid --container-memory")?,
+        default_cpus: Cpus::new(args.container_cpus).context("invalid --container-cpus")?,
+    })
+}
+
+fn hosts(args: &ServeArgs, directory: &Path) -> Vec<Host> {
+    if !args.host.is_empty() {
+        return args.host.clone();
+    }
+    // sd_listen_fds(3)
+    if std::env::var_os("LISTEN_FDS").is_some() {
+        return vec![Host::Activated];
+    }
+    vec![Host::Unix(directory.join("docker.sock"))]
+}
+
+/// Tells the service manager, where there is one (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&socket),
+    };
+    let told = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = told {
+        tracing::warn!("cannot tell the service manager {state}: {error}");
+    }
+}

@@ -1,0 +1,7 @@
+//! The vSphere driver: containerVMs on vCenter and ESXi.
+//!
+//! [`concentrator`] is where machines' serial ports arrive.
+
+#![forbid(unsafe_code)]
+
+pub mod concentrator;

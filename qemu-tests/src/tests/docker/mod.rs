@@ -1,0 +1,135 @@
+//! The stock `docker` command line against `vch serve`.
+//!
+//! The same scripts run on machines that are only played, all of them and in seconds, and on real guests:
+//! by default those that show something only a guest can, with `--full` all.
+
+mod commit;
+mod copy;
+mod events;
+mod exec;
+mod formats;
+mod health;
+mod images;
+mod interaction;
+mod killed;
+mod lifecycle;
+mod listening;
+mod live_fork;
+mod logs;
+mod names;
+mod observe;
+mod parallel;
+mod restart;
+mod sdk;
+mod software;
+mod status;
+mod system;
+
+use crate::harness::{Context, Test};
+
+/// The image of most tests.
+const IMAGE: &str = "sample/busybox";
+
+/// A test and the machines it runs on.
+#[derive(Clone)]
+struct Case {
+    test: Test,
+    on: On,
+}
+
+#[derive(Clone, Copy)]
+enum On {
+    /// The fake; real guests with `--full`.
+    Fake,
+    /// The fake and real guests.
+    Both,
+    /// Real guests only: the fake has nothing to say about it.
+    Guests,
+}
+
+impl Case {
+    const fn new(
+        group: &'static str,
+        name: &'static str,
+        body: fn(&Context) -> anyhow::Result<()>,
+    ) -> Self {
+        Self {
+            test: Test::new(group, name, body),
+            on: On::Fake,
+        }
+    }
+
+    /// On real guests by default, too.
+    const fn guests_too(mut self) -> Self {
+        self.on = On::Both;
+        self
+    }
+
+    /// On real guests only.
+    const fn guests_only(mut self) -> Self {
+        self.on = On::Guests;
+        self
+    }
+
+    /// It runs this many guests at once.
+    const fn guests(mut self, guests: u32) -> Self {
+        self.test = self.test.guests(guests);
+        self
+    }
+
+    /// Only with `--full`.
+    const fn on_request(mut self) -> Self {
+        self.test = self.test.full();
+        self
+    }
+
+    /// It may take this long.
+    const fn minutes(mut self, minutes: u64) -> Self {
+        self.test = self.test.minutes(minutes);
+        self
+    }
+}
+
+/// All of them: what is quick first.
+pub fn all() -> Vec<Test> {
+    let cases = [
+        lifecycle::CASES,
+        status::CASES,
+        names::CASES,
+        interaction::CASES,
+        logs::CASES,
+        exec::CASES,
+        copy::CASES,
+        commit::CASES,
+        health::CASES,
+        restart::CASES,
+        events::CASES,
+        observe::CASES,
+        formats::CASES,
+        images::CASES,
+        system::CASES,
+        listening::CASES,
+        parallel::CASES,
+        sdk::CASES,
+        software::CASES,
+        live_fork::CASES,
+        killed::CASES,
+    ]
+    .concat();
+    let (mut played, mut booted) = (Vec::new(), Vec::new());
+    for Case { test, on } in cases {
+        match on {
+            On::Fake => {
+                played.push(test.clone().on_the_fake());
+                booted.push(test.full());
+            }
+            On::Both => {
+                played.push(test.clone().on_the_fake());
+                booted.push(test);
+            }
+            On::Guests => booted.push(test),
+        }
+    }
+    played.append(&mut booted);
+    played
+}
