@@ -2,6 +2,8 @@
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::machine::MachineId;
+use crate::nic::MacAddress;
 use crate::spec::{ChannelKey, ChannelKind};
 
 /// What a channel's bytes can be read from and written to.
@@ -28,6 +30,17 @@ pub struct Channel {
     pub carrier: Carrier,
     /// The key both ends prove to know.
     pub key: ChannelKey,
+    /// What the guest has to be told before its setup, if it was forked before it was this machine.
+    pub claim: Option<Claim>,
+}
+
+/// What a machine that was forked ahead of need does not know of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Its identity.
+    pub id: MachineId,
+    /// The addresses of its vNICs, in the order of the specification.
+    pub macs: Vec<MacAddress>,
 }
 
 impl std::fmt::Debug for Channel {

@@ -41,7 +41,7 @@ mod nic;
 mod spec;
 mod statistics;
 
-pub use channel::{Carrier, Channel, ChannelIo};
+pub use channel::{Carrier, Channel, ChannelIo, Claim};
 pub use disk::{DiskAccess, DiskFormat, DiskSerial, DiskSource, DiskSpec};
 pub use error::{Cause, Error, Result};
 pub use event::{EventSender, Events, MachineEvent, Next, Notice};
@@ -89,7 +89,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     ///
     /// `key` authenticates the machine's channel; the driver keeps it where
     /// only its owner reads it, and gives it back with every
-    /// [`Channel`]. It appears in no listing.
+    /// [`Channel`]. It appears in no listing. A power on may put another in
+    /// its place: the channel's is the one that counts.
     ///
     /// # Errors
     ///

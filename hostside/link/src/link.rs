@@ -8,8 +8,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tether_wire::message::{
-    Error, ErrorKind, FileOperation, Mount, Network, ProcessId, ProcessInfo, ProcessSpec, Rebirth,
-    Reply, Request, Setup, ShutdownSpec, Statistics,
+    Claim, Error, ErrorKind, FileOperation, Mount, Network, ProcessId, ProcessInfo, ProcessSpec,
+    Rebirth, Reply, Request, Setup, ShutdownSpec, Statistics,
 };
 use tether_wire::{CarrierKind, ChannelKey, HostSession};
 use tokio::time::Instant;
@@ -19,6 +19,8 @@ pub const MAX_LISTED: usize = 65_536;
 
 /// The protocol's first version with freezing, thawing and rebirth.
 const FORKS_SINCE: u16 = 2;
+/// The first with a claim.
+const CLAIM_SINCE: u16 = 3;
 
 /// What a link has to know.
 #[derive(Clone, Debug)]
@@ -270,6 +272,19 @@ impl Link {
         rebirth: Rebirth,
     ) -> impl Future<Output = Result<(), LinkError>> + Send + use<> {
         done("rebirth", self.request(Request::Rebirth(rebirth)))
+    }
+
+    /// Tells a machine that was forked ahead of need whose it is; before its setup, and once the guest
+    /// has answered. One that was told before is well.
+    ///
+    /// # Errors
+    /// [`LinkError::Guest`]; of the kind `Unsupported` when this tether is older than that.
+    pub async fn claim(&self, claim: Claim) -> Result<(), LinkError> {
+        self.since(CLAIM_SINCE)?;
+        match done("claim", self.request(Request::Claim(claim))).await {
+            Err(LinkError::Guest(error)) if error.kind == ErrorKind::Exists => Ok(()),
+            result => result,
+        }
     }
 
     /// Fails where the guest speaks an older version of the protocol.

@@ -49,8 +49,22 @@ pub(crate) async fn connect(
             stderr: stored[1],
         });
     }
-    Link::spawn(connector(driver.clone(), id, channel), config)
-        .map_err(|error| unreached(format!("cannot open the channel: {error}")))
+    let claim = channel.claim.clone();
+    let link = Link::spawn(connector(driver.clone(), id, channel), config)
+        .map_err(|error| unreached(format!("cannot open the channel: {error}")))?;
+    if let Some(claim) = claim {
+        link.ready(BOOT).await.map_err(silent)?;
+        let claim = wire::Claim {
+            uuid: *claim.id.as_bytes(),
+            macs: claim
+                .macs
+                .iter()
+                .map(|mac| wire::MacAddress(mac.bytes()))
+                .collect(),
+        };
+        set_up(link.claim(claim).await)?;
+    }
+    Ok(link)
 }
 
 /// Connections, the first of which is there already.
@@ -112,8 +126,8 @@ pub(crate) async fn begin(
     made: &Made,
     machine: &Machine,
 ) -> Result<Begun, NotBegun> {
+    let resumed = link.ready(BOOT).await.map_err(silent)?;
     if origin == Origin::Found {
-        let resumed = link.ready(BOOT).await.map_err(silent)?;
         let mut known = resumed.processes.iter().map(|state| state.process);
         if known.any(|process| process == ProcessId::MAIN)
             && let Some(main) = link.attach(ProcessId::MAIN)
@@ -126,6 +140,7 @@ pub(crate) async fn begin(
         }
     }
     let spec = &made.spec;
+    // Not before: the guest's clock is set to what the setup says, when it arrives.
     let setup = machine::setup(&made.id, spec, &machine.spec.nics);
     let setup = setup.map_err(|error| unreached(format!("cannot get random bytes: {error}")))?;
     let role = Role::Main {
@@ -135,7 +150,6 @@ pub(crate) async fn begin(
     // Both are on their way before the first answer.
     let setup = link.setup(setup);
     let start = link.start(ProcessId::MAIN, machine::process(&spec.process, role));
-    let resumed = link.ready(BOOT).await.map_err(silent)?;
     set_up(setup.await)?;
     let main = match start.await {
         Err(LinkError::Guest(error)) if error.kind == ErrorKind::Exists => link

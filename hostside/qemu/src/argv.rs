@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use hypervisor::{
     Attachment, Boot, ChannelKind, DebuggerStart, DiskAccess, DiskFormat, DiskSerial, DiskSource,
-    DiskSpec, Firmware, Hardware, MachineId, MachineSpec, NicSpec,
+    DiskSpec, Firmware, Hardware, MachineId, MachineSpec, NicSpec, PublishedPort,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -101,6 +101,8 @@ pub enum Birth {
         kernel_fd: i32,
         /// The name of this start.
         boot_id: MachineId,
+        /// It is started ahead of need: its disks come later, and their places are held.
+        spare: bool,
     },
     /// A machine that ran.
     Child {
@@ -233,10 +235,15 @@ pub fn arguments(prepared: &Prepared<'_>) -> Vec<OsString> {
         }
     }
     for disk in &spec.disks {
-        for node in nodes(disk) {
-            args.pair("-blockdev", node.to_string());
-        }
         let mut device = device(spec.hardware, disk, None);
+        if matches!(prepared.birth, Birth::Fork { spare: true, .. }) {
+            args.pair("-blockdev", holder(disk).to_string());
+            device["drive"] = holder_name(&disk.serial).into();
+        } else {
+            for node in nodes(disk) {
+                args.pair("-blockdev", node.to_string());
+            }
+        }
         if prepared.birth.devices() == Devices::Forked {
             device["queue-size"] = FORK_QUEUE.into();
         }
@@ -391,19 +398,10 @@ impl Arguments {
     }
 
     fn nic(&mut self, hardware: Hardware, index: usize, nic: &NicSpec) {
-        let mut netdev = format!("user,id=net{index}");
+        let mut netdev = format!("user,id={}", network_name(index));
         if let Attachment::UserMode { published } = &nic.attachment {
             for port in published {
-                let host = match port.host.ip() {
-                    std::net::IpAddr::V4(ip) => ip.to_string(),
-                    std::net::IpAddr::V6(ip) => format!("[{ip}]"),
-                };
-                netdev.push_str(&format!(
-                    ",hostfwd={}:{host}:{}-:{}",
-                    port.protocol,
-                    port.host.port(),
-                    port.guest_port
-                ));
+                netdev.push_str(&format!(",hostfwd={}", forwarded(port)));
             }
         }
         self.pair("-netdev", netdev);
@@ -483,6 +481,38 @@ pub fn disk_name(serial: &DiskSerial) -> String {
 /// The name of the node below a disk's.
 pub fn file_name(serial: &DiskSerial) -> String {
     format!("file-{serial}")
+}
+
+/// The name of the node that holds a disk's place.
+pub fn holder_name(serial: &DiskSerial) -> String {
+    format!("holder-{serial}")
+}
+
+/// The node that holds a disk's place: a disk of nothing.
+fn holder(disk: &DiskSpec) -> Value {
+    json!({
+        "driver": "null-co", "node-name": holder_name(&disk.serial), "size": 1 << 20,
+        "read-only": disk.access == DiskAccess::ReadOnly,
+    })
+}
+
+/// A published port, as `hostfwd` options and `hostfwd_add` take it.
+pub fn forwarded(port: &PublishedPort) -> String {
+    let host = match port.host.ip() {
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    format!(
+        "{}:{host}:{}-:{}",
+        port.protocol,
+        port.host.port(),
+        port.guest_port
+    )
+}
+
+/// The name of a vNIC's user-mode network in QEMU.
+pub fn network_name(index: usize) -> String {
+    format!("net{index}")
 }
 
 /// The name of a vNIC's device in QEMU.

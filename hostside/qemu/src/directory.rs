@@ -8,7 +8,9 @@
 //!     qmp.sock channel.sock    while it runs
 //!     console.log[.1]          what was drained of the console, bounded
 //!     qemu.log                 QEMU's own words of its last run
+//!     run/                     of a machine that became of a spare: where its QEMU runs ([`crate::spare`])
 //! STATE/machines/.new-UUID/    being made: removed when found
+//! STATE/machines/.spare-UUID/  a spare's
 //! STATE/machines/.gone-UUID/   being removed: removed when found
 //! ```
 
@@ -33,6 +35,10 @@ pub const LOG: &str = "qemu.log";
 const RECORD: &str = "machine.json";
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
+/// What a spare's directory begins with.
+pub const SPARE: &str = ".spare-";
+/// A directory in a machine's, that was a spare's.
+pub const RUN: &str = "run";
 
 /// The record's format. A driver that finds a later one leaves the machine be.
 const VERSION: u32 = 1;
@@ -114,6 +120,7 @@ pub fn machine_of(name: &str) -> Option<MachineId> {
     let name = name
         .strip_prefix(NEW)
         .or_else(|| name.strip_prefix(GONE))
+        .or_else(|| name.strip_prefix(SPARE))
         .unwrap_or(name);
     name.parse().ok()
 }
@@ -213,6 +220,65 @@ impl Directory {
                 source: source.into(),
             }),
         }
+    }
+
+    /// Makes a spare's directory part of this machine's, with all its QEMU has there.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::File`].
+    pub fn take_over(&self, spare: &Self) -> Result<(), Cause> {
+        fs::rename(&spare.path, self.file(RUN))
+            .and_then(|()| self.link_run())
+            .map_err(|source| Cause::File {
+                what: "cannot take over a QEMU by",
+                path: self.file(RUN),
+                source,
+            })
+    }
+
+    /// Sees to it that what lies in the directory of a QEMU that was a spare's is found in the machine's.
+    ///
+    /// # Errors
+    ///
+    /// What making links says.
+    pub fn link_run(&self) -> io::Result<()> {
+        if !self.took_over() {
+            return Ok(());
+        }
+        for name in [QMP_SOCKET, CHANNEL_SOCKET, LOG, KEY_FILE] {
+            let link = self.file(&format!("{name}.new"));
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(Path::new(RUN).join(name), &link)?;
+            fs::rename(&link, self.file(name))?;
+        }
+        Ok(())
+    }
+
+    /// Whether its QEMU was a spare's.
+    pub fn took_over(&self) -> bool {
+        self.file(RUN).exists()
+    }
+
+    /// What a file of the machine is called where its QEMU runs.
+    pub fn seen_from_qemu(&self, name: &str) -> String {
+        if self.took_over() {
+            format!("../{name}")
+        } else {
+            name.to_owned()
+        }
+    }
+
+    /// Takes back what lies in the directory of a QEMU that is gone.
+    pub fn leave_run(&self) {
+        if !self.took_over() {
+            return;
+        }
+        let run = self.file(RUN);
+        for name in [LOG, KEY_FILE] {
+            let _ = fs::rename(run.join(name), self.file(name));
+        }
+        let _ = fs::remove_dir_all(run);
     }
 
     /// Where it is.
@@ -414,6 +480,7 @@ pub fn list(machines: &Path) -> Result<Listing, Cause> {
         } else if let Some(id) = name
             .strip_prefix(NEW)
             .or_else(|| name.strip_prefix(GONE))
+            .or_else(|| name.strip_prefix(SPARE))
             .and_then(|id| id.parse().ok())
         {
             listing.leftovers.push((id, entry.path()));

@@ -22,6 +22,7 @@ use crate::accel::Accelerator;
 use crate::directory::{self, Directory, Record};
 use crate::machine::{Machine, absolute, check_metadata, resolve};
 use crate::process;
+use crate::spare::{SpareLimits, Spares};
 use crate::template::Templates;
 use crate::tsc::Measurement;
 use crate::vsock::VsockCarrier;
@@ -48,6 +49,8 @@ pub struct Options {
     pub uefi: (PathBuf, PathBuf),
     /// Where the templates are that machines are forked from, on a tmpfs; without, all boot.
     pub templates: Option<PathBuf>,
+    /// How many forks may be started ahead of need.
+    pub spares: SpareLimits,
 }
 
 impl Default for Options {
@@ -63,6 +66,7 @@ impl Default for Options {
                 "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
             ),
             templates: None,
+            spares: SpareLimits::default(),
         }
     }
 }
@@ -73,6 +77,7 @@ pub struct Qemu {
     machines_directory: PathBuf,
     options: Arc<Options>,
     tsc: Measurement,
+    spares: Arc<Spares>,
     events: EventSender,
     machines: Mutex<BTreeMap<MachineId, Arc<Machine>>>,
     /// What opening repaired, for the first `reconcile`.
@@ -99,6 +104,16 @@ impl Qemu {
                 place,
                 source,
             })
+    }
+
+    /// How many QEMUs started ahead of need are ready ([`Options::spares`]).
+    pub fn spares_ready(&self) -> usize {
+        self.spares.ready()
+    }
+
+    /// Ends them. There are none from then on.
+    pub fn end_spares(&self) {
+        self.spares.close();
     }
 
     async fn open_here(state: PathBuf, options: Options) -> std::result::Result<Self, Cause> {
@@ -148,9 +163,11 @@ impl Qemu {
                 });
             }
         }
+        let options = Arc::new(options);
         let driver = Self {
+            spares: Spares::new(machines_directory.clone(), options.clone()),
             machines_directory,
-            options: Arc::new(options),
+            options,
             tsc: Measurement::begin(),
             events: EventSender::default(),
             machines: Mutex::default(),
@@ -181,6 +198,7 @@ impl Qemu {
                         record,
                         self.options.clone(),
                         self.tsc,
+                        self.spares.clone(),
                         self.events.clone(),
                     );
                     self.machines().insert(id, machine.clone());
@@ -299,6 +317,7 @@ impl Qemu {
             record,
             self.options.clone(),
             self.tsc,
+            self.spares.clone(),
             self.events.clone(),
         );
         self.machines().insert(id, machine);
@@ -309,6 +328,9 @@ impl Qemu {
     async fn reconcile_here(&self) -> std::result::Result<Vec<Repair>, Cause> {
         // Ended before anything is removed, for they are known by where they run.
         for found in self.processes()? {
+            if self.spares.knows(&found.id) {
+                continue;
+            }
             // Left alone: a machine that is known, and one whose record cannot be read.
             if found.removed || found.directory != self.home(&found.id) {
                 found.process.kill().await;
@@ -316,6 +338,9 @@ impl Qemu {
             }
         }
         for (id, path) in directory::list(&self.machines_directory)?.leftovers {
+            if self.spares.knows(&id) {
+                continue;
+            }
             Directory::open(path)?.remove()?;
             self.repaired(
                 id,

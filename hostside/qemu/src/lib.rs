@@ -32,6 +32,7 @@ mod log;
 mod machine;
 mod process;
 pub mod qmp;
+mod spare;
 mod statistics;
 mod sys;
 mod template;
@@ -40,5 +41,6 @@ mod vsock;
 
 pub use accel::{Acceleration, Accelerator, AcceleratorChoice, NoKvm, Probe};
 pub use driver::{Options, Qemu};
+pub use spare::SpareLimits;
 pub use template::{FileIdentity, Inputs, TemplateRecord, TemplateStatus, Templates};
 pub use vsock::VsockCarrier;

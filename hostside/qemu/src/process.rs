@@ -13,6 +13,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::directory::RUN;
 use hypervisor::{Cause, MachineId};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
@@ -120,6 +121,15 @@ impl Process {
         ending
     }
 
+    /// Kills it and waits for its end, which takes some milliseconds; blocks.
+    pub fn kill_and_reap(&self) {
+        use std::os::fd::AsFd as _;
+        let fd = self.fd.get_ref().as_fd();
+        // It may have ended already, or not be this process's child.
+        let _ = rustix::process::pidfd_send_signal(fd, Signal::KILL);
+        let _ = rustix::process::waitid(WaitId::PidFd(fd), WaitIdOptions::EXITED);
+    }
+
     /// Kills it and waits for its end.
     pub async fn kill(&self) -> Ending {
         use std::os::fd::AsFd as _;
@@ -204,10 +214,15 @@ pub fn find(machines: &Path) -> io::Result<Vec<Found>> {
         if std::fs::read_link(entry.path().join("cwd")).ok().as_ref() != Some(&cwd) {
             continue;
         }
+        // One that was a spare goes by the identity it had then.
+        let (name, spare) = match name.strip_suffix(RUN).and_then(|n| n.strip_suffix('/')) {
+            Some(name) => (name, true),
+            None => (name, false),
+        };
         let Some(id) = crate::directory::machine_of(name) else {
             continue;
         };
-        let Some(role) = role(&cmdline, &id) else {
+        let Some(role) = role(&cmdline, (!spare).then_some(&id)) else {
             continue;
         };
         found.push(Found {
@@ -222,15 +237,17 @@ pub fn find(machines: &Path) -> io::Result<Vec<Found>> {
 }
 
 /// What the process with this command line is to the machine in whose
-/// directory it runs; nothing, if it is someone's shell.
-fn role(cmdline: &[u8], id: &MachineId) -> Option<Role> {
+/// directory it runs, of this identity if it is known; nothing, if it is someone's shell.
+fn role(cmdline: &[u8], id: Option<&MachineId>) -> Option<Role> {
     let mut arguments = cmdline.split(|b| *b == 0);
     let program = arguments.next()?;
     if program.rsplit(|b| *b == b'/').next() == Some(crate::vsock::DAEMON.as_bytes()) {
         return Some(Role::Vsock);
     }
     arguments.find(|argument| *argument == b"-uuid")?;
-    (arguments.next()? == id.to_string().as_bytes()).then_some(Role::Qemu)
+    let uuid = arguments.next()?;
+    id.is_none_or(|id| uuid == id.to_string().as_bytes())
+        .then_some(Role::Qemu)
 }
 
 #[cfg(test)]
@@ -243,14 +260,15 @@ mod tests {
         let id = text.parse().unwrap();
         let other = MachineId::from_bytes([1; 16]);
         let line = format!("qemu-system-x86_64\0-name\0guest=a\0-uuid\0{text}\0-m\0");
-        assert_eq!(role(line.as_bytes(), &id), Some(Role::Qemu));
-        assert_eq!(role(line.as_bytes(), &other), None);
+        assert_eq!(role(line.as_bytes(), Some(&id)), Some(Role::Qemu));
+        assert_eq!(role(line.as_bytes(), Some(&other)), None);
+        assert_eq!(role(line.as_bytes(), None), Some(Role::Qemu));
         assert_eq!(
-            role(b"/usr/bin/vhost-device-vsock\0--socket\0", &id),
+            role(b"/usr/bin/vhost-device-vsock\0--socket\0", Some(&id)),
             Some(Role::Vsock)
         );
         for stranger in ["", "bash\0", "qemu\0-uuid\0", "vi\0vhost-device-vsock\0"] {
-            assert_eq!(role(stranger.as_bytes(), &id), None, "{stranger:?}");
+            assert_eq!(role(stranger.as_bytes(), Some(&id)), None, "{stranger:?}");
         }
     }
 

@@ -76,7 +76,11 @@ async fn serve(state: Option<&Path>, args: ServeArgs) -> Result<()> {
         Some(directory) => directory.clone(),
         None => state.templates_of(&args.name)?,
     };
-    let (boot, hypervisor) = driver(&args, &machines, templates, &images).await?;
+    let Driver {
+        boot,
+        hypervisor,
+        qemu,
+    } = driver(&args, &machines, templates, &images).await?;
     let (hardware, channel) = args.vm.hardware();
     let config = Config {
         state: containers,
@@ -149,7 +153,18 @@ async fn serve(state: Option<&Path>, args: ServeArgs) -> Result<()> {
     )
     .await;
     port_layer.close().await;
+    if let Some(qemu) = qemu {
+        qemu.end_spares();
+    }
     Ok(())
+}
+
+/// What the VCH's containers run on.
+struct Driver {
+    boot: Boot,
+    hypervisor: Arc<dyn Hypervisor>,
+    /// The same, where it is QEMU's.
+    qemu: Option<Arc<qemu::Qemu>>,
 }
 
 /// How many clients can be connected. They may have half of the descriptors that this process may have, two
@@ -207,13 +222,22 @@ async fn driver(
     machines: &Path,
     templates: PathBuf,
     images: &image::store::Store,
-) -> Result<(Boot, Arc<dyn Hypervisor>)> {
+) -> Result<Driver> {
     match args.driver {
         DriverArg::Qemu => {
             let boot = machine::boot(&args.vm, false)?;
-            let driver =
-                machine::open(machines, args.vm.acceleration(), &boot, Some(templates)).await?;
-            Ok((boot, driver))
+            let acceleration = args.vm.acceleration();
+            let mut options = machine::options(acceleration, &boot, Some(templates)).await?;
+            options.spares = qemu::SpareLimits {
+                count: args.spares,
+                memory: args.spares_memory.0,
+            };
+            let qemu = Arc::new(qemu::Qemu::open(machines, options).await?);
+            Ok(Driver {
+                boot,
+                hypervisor: qemu.clone(),
+                qemu: Some(qemu),
+            })
         }
         DriverArg::Fake => {
             // It boots nothing.
@@ -223,7 +247,11 @@ async fn driver(
                 append: String::new(),
             };
             let driver = simulated::driver(images.clone());
-            Ok((boot, Arc::new(driver)))
+            Ok(Driver {
+                boot,
+                hypervisor: Arc::new(driver),
+                qemu: None,
+            })
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The other groups fork too, where nothing stands against it; here is what only forks can get wrong.
 
+use super::mute;
 use crate::harness::{Context, Test, skip};
 use crate::machine::block_on;
 use crate::random::Random;
@@ -65,6 +66,11 @@ pub const TESTS: &[Test] = &[
     )
     .minutes(6),
     Test::new("fork", "what cannot be forked boots and says why", instead),
+    Test::new(
+        "fork",
+        "a fork that does not answer in its time is destroyed, and its console shown",
+        mute_fork,
+    ),
     Test::new(
         "fork",
         "a driver forks a named template, all of the children or none",
@@ -289,6 +295,20 @@ fn clock(t: &Context) -> Result<()> {
     let templates = Templates::of(t);
     // It is long ago that the template's clock was right.
     templates.run("true", &[]).done()?.finished();
+    // What lies between two processes on a host that is busy with others is not the clock's error: one
+    // time of several that it is right is enough, for a wrong one never is.
+    let mut wrong = String::new();
+    for _ in 0..5 {
+        match clock_error(&templates)? {
+            None => return Ok(()),
+            Some(error) => wrong = error,
+        }
+    }
+    panic!("{wrong}");
+}
+
+/// How far a fork's clock is off, if it is by more than 10 ms.
+fn clock_error(templates: &Templates) -> Result<Option<String>> {
     let mut running = templates
         .run(
             "adjtimex; echo first; read line; adjtimex; echo second",
@@ -312,14 +332,13 @@ fn clock(t: &Context) -> Result<()> {
     // What the guest read lies between asking and hearing, or its clock is wrong by so much.
     let ahead = (first - first_seen).max(second - second_seen);
     let behind = asked - second;
-    assert!(
-        ahead < 10_000 && behind < 10_000,
-        "ahead by {ahead} us, behind by {behind} us"
-    );
+    if ahead >= 10_000 || behind >= 10_000 {
+        return Ok(Some(format!("ahead by {ahead} us, behind by {behind} us")));
+    }
     // Nor is it that the answer took long enough to hide it: the clock was not set in between.
     let between = second - first;
     assert!(between >= 0, "the clock went back by {between} us");
-    Ok(())
+    Ok(None)
 }
 
 fn counters(t: &Context) -> Result<()> {
@@ -505,6 +524,22 @@ fn instead(t: &Context) -> Result<()> {
         done.stderr_has("not on a tmpfs");
     }
     Ok(())
+}
+
+fn mute_fork(t: &Context) -> Result<()> {
+    let templates = Templates::of(t);
+    let initramfs = t.file("mute.cpio");
+    std::fs::write(&initramfs, mute::template())?;
+    templates
+        .run("true", &["--boot-timeout", "5", "--initrd"])
+        .flags([&initramfs])
+        .done()?
+        .status(125)
+        .stdout("")
+        .says(&["did not answer", "5 s"])
+        .shows_console(mute::MUTTERED);
+    templates.only()?;
+    nothing_left(t)
 }
 
 fn mounts(t: &Context) -> Result<()> {

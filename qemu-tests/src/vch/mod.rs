@@ -98,6 +98,12 @@ impl Vch {
         self
     }
 
+    /// Without an environment variable that the harness sets.
+    pub fn without(mut self, name: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
+        self
+    }
+
     /// With these bytes as standard input.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = Input::Bytes(bytes.into());

@@ -44,6 +44,8 @@ pub struct Channel {
     readable: bool,
     writable: bool,
     input: Vec<u8>,
+    /// Bytes of it that were read and not handed on.
+    held: usize,
     output: Vec<u8>,
     written: usize,
 }
@@ -86,6 +88,7 @@ impl Channel {
             readable: false,
             writable: false,
             input: vec![0; READ],
+            held: 0,
             output: Vec::new(),
             written: 0,
         }))
@@ -168,6 +171,7 @@ impl Channel {
         }
         self.output.clear();
         self.written = 0;
+        self.held = 0;
         if matches!(self.carrier, Carrier::Vsock { .. }) {
             self.line = None;
             self.readable = false;
@@ -182,7 +186,18 @@ impl Channel {
                 return false;
             }
             let Some(line) = &self.line else { return false };
-            match read(line, &mut self.input[..]) {
+            let held = core::mem::take(&mut self.held);
+            let result = match held {
+                0 => read(line, &mut self.input[..]),
+                held => Ok(held),
+            };
+            match result {
+                // The machine may have been forked since it was last looked at: then this is for the child,
+                // which has another key.
+                Ok(length) if held == 0 && length > 0 && machine.may_be_a_child() => {
+                    self.held = length;
+                    return true;
+                }
                 Ok(0) => {
                     self.readable = false;
                     if !matches!(self.carrier, Carrier::Serial) {

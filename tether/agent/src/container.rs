@@ -20,9 +20,9 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tether_wire::guest::{Machine, Outcome, Ticket};
 use tether_wire::message::{
-    Error, ErrorKind, Exit, ExitStatus, FileOperation, MachineEvent, Mount, Network, ProcessId,
-    ProcessPage, ProcessSpec, Rebirth, Reply, Setup, ShutdownSpec, SignalTarget, Started,
-    Statistics, TerminalSize,
+    Claim, Error, ErrorKind, Exit, ExitStatus, FileOperation, MachineEvent, Mount, Network,
+    ProcessId, ProcessPage, ProcessSpec, Rebirth, Reply, Setup, ShutdownSpec, SignalTarget,
+    Started, Statistics, TerminalSize,
 };
 
 /// The machine as the one container it is.
@@ -93,6 +93,13 @@ impl Container {
             watches_freezer: false,
             forks: 0,
         })
+    }
+
+    /// Whether this machine is another than the one whose processes stood still.
+    pub fn may_be_a_child(&self) -> bool {
+        self.standstill
+            .as_ref()
+            .is_some_and(Standstill::is_elsewhere)
     }
 
     /// This machine is a fork, from now on.
@@ -318,6 +325,19 @@ impl Machine for Container {
 
     fn rebirth(&mut self, _: Ticket, rebirth: Rebirth) -> Outcome {
         Outcome::Done(self.reborn(rebirth))
+    }
+
+    fn claim(&mut self, claim: Claim) -> Result<()> {
+        if !self.is_fork {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "this machine was not forked ahead of need",
+            ));
+        }
+        fork::find_devices()?;
+        self.is_fork = false;
+        network::assign(&claim.macs)?;
+        fork::keep_uuid(&claim.uuid)
     }
 }
 

@@ -121,6 +121,11 @@ impl Tether {
     fn dispatch(&mut self, event: Event) {
         if self.is_template && event.token == Token::Channel {
             self.look_for_fork();
+            // A template has no host. What can be read by now is for the fork that it may just have
+            // become, and comes with an event there.
+            if self.is_template {
+                return;
+            }
         }
         let Self {
             container,
@@ -157,7 +162,7 @@ impl Tether {
             channel,
             ..
         } = self;
-        let mut more = channel.pump_in(session, container);
+        let mut more = !self.is_template && channel.pump_in(session, container);
         while !container.answers.is_empty() {
             for (ticket, result) in core::mem::take(&mut container.answers) {
                 session.complete(ticket, result, container);

@@ -11,7 +11,8 @@
 //! | random generator | key and boot id, then the host's seed | before the greeting, `Setup` |
 //! | channel key, boot id | fw_cfg | before the greeting |
 //! | boot id and UUID as processes read them | files mounted over the kernel's | with root and main process |
-//! | disks and vNICs | found on the bus by looking again | `Setup` |
+//! | disks and vNICs | found on the bus by looking again | `Claim` or `Setup` |
+//! | UUID and MAC addresses of one made ahead of need | its host | `Claim` |
 //! | counters | counted from the fork on | always |
 
 use crate::boot::{self, CGROUPS, Identity};
@@ -73,6 +74,14 @@ pub fn keep_names() -> Result<()> {
         write_file(PRODUCT_UUID, &uuid_text(&uuid))?;
     }
     Ok(())
+}
+
+/// Writes down the UUID of the machine that a fork has become.
+///
+/// # Errors
+/// /run takes no file.
+pub fn keep_uuid(uuid: &[u8; 16]) -> Result<()> {
+    write_file(PRODUCT_UUID, &uuid_text(uuid))
 }
 
 /// Control groups that take up what the kernel's first chunk of memory for each processor has left.

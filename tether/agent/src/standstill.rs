@@ -69,6 +69,13 @@ impl Standstill {
         NewMachine::look()
     }
 
+    /// Whether the firmware says another identity than when it began, and nobody has taken note. An
+    /// error is [`Self::look`]'s to report.
+    pub fn is_elsewhere(&self) -> bool {
+        !matches!(self.stage, Stage::Newborn)
+            && Identity::read().is_ok_and(|now| now.as_ref() != Some(&self.identity))
+    }
+
     /// When it ends by itself.
     pub fn deadline(&self) -> Option<u64> {
         (!matches!(self.stage, Stage::Newborn)).then_some(self.until)

@@ -275,6 +275,16 @@ fn requests_of_version_2() {
 }
 
 #[test]
+fn requests_of_version_3() {
+    let claim = Claim {
+        uuid: [3; 16],
+        macs: vec![MacAddress([2, 0, 0, 0, 0, 1])],
+    };
+    let expected = format!("00ac02020f{}01020000000001", "03".repeat(16));
+    request(Request::Claim(claim), &expected);
+}
+
+#[test]
 fn requests_about_files() {
     let files = |operation, expected| {
         let process = P;

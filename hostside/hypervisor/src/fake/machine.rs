@@ -232,6 +232,7 @@ impl FakeMachine {
             kind,
             carrier,
             key: self.key,
+            claim: None,
         })
     }
 

@@ -359,6 +359,7 @@ fn a_fork_has_its_templates_devices_first_and_in_their_order() {
         ram_fd: 7,
         kernel_fd: 9,
         boot_id: MachineId::from_bytes([0xcd; 16]),
+        spare: false,
     });
     let own = |device: &&str| device.contains("disk-image") || device.contains("netdev=net0");
     let [of_template, of_fork] = [&template, &fork].map(|arguments| values(arguments, "-device"));
@@ -390,6 +391,7 @@ fn a_fork_sees_its_templates_memory_and_changes_none_of_it() {
         ram_fd: 7,
         kernel_fd: 9,
         boot_id: MachineId::from_bytes([0xcd; 16]),
+        spare: false,
     });
     assert!(
         values(&fork, "-object")

@@ -12,11 +12,13 @@
 //! nothing of them, so they begin as at power on, and tether finds them when it looks at the bus
 //! again. A boot instead says why ([`Started::BootedInstead`]).
 
-use hypervisor::{MachineSpec, Start, Started, TemplateId};
+use hypervisor::{Attachment, MachineSpec, Start, Started, TemplateId};
 use serde_json::json;
 
 use super::*;
+use crate::argv;
 use crate::qmp::EventStream;
+use crate::spare::{Shape, Spare};
 use crate::template::{self, Template, Templates};
 use std::fs::File;
 use std::time::Duration;
@@ -88,12 +90,17 @@ impl Machine {
                     return Ok((running.map_err(StartFailure::cause)?, began));
                 }
             };
-            let cause = match self.start(state, spec, log, Some(&template)).await {
+            let started = match self.take_spare(&template, spec).await {
+                Some(running) => Ok(running),
+                None => self.start(state, spec, log, Some(&template)).await,
+            };
+            let cause = match started {
                 Ok(running) => {
                     let began = Started::Forked {
                         template: template.record.id.clone(),
                         made: template.made,
                     };
+                    self.spares.refill(template, spec);
                     return Ok((running, began));
                 }
                 Err(StartFailure::Machine(cause)) => return Err(cause),
@@ -109,6 +116,63 @@ impl Machine {
                 way = self.way(spec).await;
             }
         }
+    }
+
+    /// A QEMU that was started ahead of need, made this machine's and running; `None` when there is none,
+    /// or when it is none any more.
+    async fn take_spare(
+        self: &Arc<Self>,
+        template: &Template,
+        spec: &MachineSpec,
+    ) -> Option<Running> {
+        let spare = self.spares.take(&Shape::of(&template.record.id, spec))?;
+        let pid = spare.pid();
+        match self.claim(spare, spec).await {
+            Ok(running) => Some(running),
+            Err(cause) => {
+                tracing::warn!(machine = %self.id, pid, %cause, "cannot use a QEMU started ahead of need");
+                self.directory.leave_run();
+                None
+            }
+        }
+    }
+
+    async fn claim(self: &Arc<Self>, spare: Spare, spec: &MachineSpec) -> Result<Running, Cause> {
+        let gone = || Cause::hypervisor("it has ended");
+        let qmp = spare.qmp().ok_or_else(gone)?.clone();
+        for disk in &spec.disks {
+            for node in argv::nodes(disk) {
+                qmp.execute("blockdev-add", node).await.map_err(refused)?;
+            }
+            let name = argv::disk_name(&disk.serial);
+            let place = format!("/machine/peripheral/{name}");
+            let arguments = json!({"path": place, "property": "drive", "value": name});
+            qmp.execute("qom-set", arguments).await.map_err(refused)?;
+            let holder = json!({"node-name": argv::holder_name(&disk.serial)});
+            qmp.execute("blockdev-del", holder).await.map_err(refused)?;
+        }
+        for (index, nic) in spec.nics.iter().enumerate() {
+            let Attachment::UserMode { published } = &nic.attachment else {
+                continue;
+            };
+            for port in published {
+                let line = format!(
+                    "hostfwd_add {} {}",
+                    argv::network_name(index),
+                    argv::forwarded(port)
+                );
+                let answer = qmp.monitor(&line).await.map_err(refused)?;
+                if !answer.trim().is_empty() {
+                    return Err(Cause::hypervisor(answer.trim().to_owned()));
+                }
+            }
+        }
+        let (qmp, events, process) = spare.become_part_of(&self.directory)?;
+        if let Err(error) = qmp.ask("cont").await {
+            process.kill().await;
+            return Err(refused(error));
+        }
+        Ok(self.watched(qmp, events, process))
     }
 
     /// Sees to it that nobody forks this template any more; whether that was to be had.

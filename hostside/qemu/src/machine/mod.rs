@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use hypervisor::{
-    Carrier, Cause, Channel, ChannelKind, EventSender, Machine as View, MachineId, Notice,
+    Carrier, Cause, Channel, ChannelKind, Claim, EventSender, Machine as View, MachineId, Notice,
     PowerState,
 };
 use tokio::net::UnixStream;
@@ -31,6 +31,7 @@ use crate::directory::{CHANNEL_SOCKET, Directory, Life, Record};
 use crate::driver::Options;
 use crate::process::{Ending, Process};
 use crate::qmp::{Qmp, QmpError, RunState};
+use crate::spare::Spares;
 use crate::tsc::Measurement;
 use crate::{log, statistics, vsock};
 
@@ -42,6 +43,7 @@ pub(crate) struct Machine {
     console: Console,
     options: Arc<Options>,
     tsc: Measurement,
+    spares: Arc<Spares>,
     events: EventSender,
     view: StdMutex<View>,
     state: Mutex<State>,
@@ -96,6 +98,7 @@ impl Machine {
         record: Record,
         options: Arc<Options>,
         tsc: Measurement,
+        spares: Arc<Spares>,
         events: EventSender,
     ) -> Arc<Self> {
         let power = match &record.life {
@@ -120,6 +123,7 @@ impl Machine {
             directory,
             options,
             tsc,
+            spares,
             events,
             view: StdMutex::new(view),
             state: Mutex::new(State {
@@ -233,11 +237,16 @@ impl Machine {
             ChannelKind::Virtio | ChannelKind::Vsock => Carrier::Stream,
             ChannelKind::Serial => Carrier::Serial,
         };
+        let claim = self.directory.took_over().then(|| Claim {
+            id: self.id,
+            macs: state.record.spec.nics.iter().map(|nic| nic.mac).collect(),
+        });
         Ok(Channel {
             io: Box::new(socket),
             kind,
             carrier,
             key,
+            claim,
         })
     }
 

@@ -53,6 +53,8 @@ impl Machine {
         let before = state.record.clone();
         state.record.life = Life::Started;
         state.record.started = SystemTime::now();
+        // Not until it runs.
+        state.record.began = None;
         let log = self.open_log()?;
         self.console.reset().await;
         self.directory.write(&state.record)?;
@@ -128,7 +130,7 @@ impl Machine {
             None => Birth::Boot,
             Some(template) => {
                 inherited.extend(template.files());
-                template.birth()?
+                template.birth(false)?
             }
         };
         let started = self
@@ -267,6 +269,10 @@ impl Machine {
     ) -> Option<String> {
         let mut state = self.state.lock().await;
         state.vsock = vsock;
+        // As far as the earlier controller did not come to it; without, it is a QEMU that does not answer.
+        if let Err(error) = self.directory.link_run() {
+            tracing::warn!(machine = %self.id, %error, "cannot link a machine's sockets");
+        }
         match (&state.record.life, qemu) {
             (Life::Off(_), None) => {
                 self.clean(&mut state).await;
@@ -313,6 +319,11 @@ impl Machine {
                             Some("ended a fork whose start was cut short".to_owned())
                         }
                         Ok(RunState::Running) => forking,
+                        // As is one that has its state and was to be let go.
+                        Ok(RunState::Stopped) if state.record.began.is_none() => {
+                            self.finish(&mut state, StopCause::NeverStarted).await;
+                            Some("ended a machine whose start was cut short".to_owned())
+                        }
                         Ok(RunState::Stopped) => {
                             self.set_power(PowerState::Suspended);
                             None
@@ -503,6 +514,7 @@ impl Machine {
         if let Some(vsock) = state.vsock.take() {
             vsock.kill().await;
         }
+        self.directory.leave_run();
         for name in [
             QMP_SOCKET,
             CHANNEL_SOCKET,

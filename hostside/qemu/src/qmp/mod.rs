@@ -151,6 +151,17 @@ impl Qmp {
         self.execute(command, Value::Null).await
     }
 
+    /// Runs a line of the human monitor, and gives what it prints.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`].
+    pub async fn monitor(&self, line: &str) -> Result<String, QmpError> {
+        let arguments = serde_json::json!({"command-line": line});
+        let answer = self.execute("human-monitor-command", arguments).await?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    }
+
     /// The state QEMU says the machine is in (`RunState` of
     /// `qapi/run-state.json`).
     ///

@@ -72,23 +72,37 @@ impl Template {
         [self.ram.as_fd(), self.state.as_fd(), self.kernel.as_fd()]
     }
 
+    /// Makes it as it was opened, for another fork once the one before has its state: their QEMUs share the
+    /// place up to which it is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Hypervisor`].
+    pub(crate) fn rewind(&self) -> Result<(), Cause> {
+        use std::io::Seek as _;
+        (&self.state)
+            .rewind()
+            .map_err(|source| Cause::because("cannot read a template's state again", source))
+    }
+
     /// Where QEMU reads the state.
     pub(crate) fn state_uri(&self) -> String {
         format!("fd:{}", self.state.as_raw_fd())
     }
 
-    /// Another fork.
+    /// Another fork; `spare` if it is to wait for its machine.
     ///
     /// # Errors
     ///
     /// [`Cause::Hypervisor`], when the host's random source fails.
-    pub(crate) fn birth(&self) -> Result<Birth, Cause> {
+    pub(crate) fn birth(&self, spare: bool) -> Result<Birth, Cause> {
         let boot_id = MachineId::random()
             .map_err(|source| Cause::because("the host has no random bytes", source))?;
         Ok(Birth::Fork {
             ram_fd: self.ram.as_raw_fd(),
             kernel_fd: self.kernel.as_raw_fd(),
             boot_id,
+            spare,
         })
     }
 }
@@ -436,7 +450,7 @@ fn remove_all(path: &Path) -> Result<(), Cause> {
 }
 
 /// A failed step on a file.
-fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cause + use<> {
+pub(crate) fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cause + use<> {
     let path = path.to_owned();
     move |source| Cause::File { what, path, source }
 }

@@ -60,6 +60,12 @@ pub struct ServeArgs {
     /// How it is logged
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+    /// QEMUs started ahead of need, each to become a container's like the one last started; 0 for none
+    #[arg(long, value_name = "COUNT", default_value_t = 1, env = "VCH_SPARES")]
+    pub spares: usize,
+    /// Guest memory that those may have together
+    #[arg(long, value_name = "SIZE", default_value = "1g")]
+    pub spares_memory: Size,
     #[command(flatten)]
     pub vm: VmArgs,
 }

@@ -12,7 +12,7 @@ use hypervisor::{
     Boot, Channel, ChannelKey, ChannelKind, Cpus, DiskAccess, DiskFormat, DiskSerial, DiskSource,
     DiskSpec, Hardware, Hypervisor as _, MachineId, MachineSpec, Memory, Metadata, Start,
 };
-use qemu::{Accelerator, Options, Qemu};
+use qemu::{Accelerator, Options, Qemu, SpareLimits};
 use serde_json::{Value, json};
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use tether_link::{Config, Link, RunningProcess};
 use tether_wire::CarrierKind;
 use tether_wire::message::{
-    DiskId, ExitStatus, Identity, Network, PidNamespace, ProcessId, ProcessSpec, Role, Root, Setup,
-    Stdio, User,
+    Claim, DiskId, ExitStatus, Identity, MacAddress, Network, PidNamespace, ProcessId, ProcessSpec,
+    Role, Root, Setup, Stdio, User,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -33,7 +33,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 const ROOT: &str = "root";
 
 /// Measures tether beside a C agent
-#[derive(Parser)]
+#[derive(Clone, Parser)]
 struct Arguments {
     /// Directory for machines; one user at a time
     #[arg(long)]
@@ -69,7 +69,7 @@ struct Arguments {
     what: What,
 }
 
-#[derive(Subcommand)]
+#[derive(Clone, Subcommand)]
 enum What {
     /// From power on to the first answer
     Ready {
@@ -129,12 +129,16 @@ struct Bench {
 /// A machine that runs.
 struct Running {
     id: MachineId,
-    key: ChannelKey,
     powered_on: Instant,
 }
 
 impl Bench {
     async fn open(arguments: Arguments) -> Result<Self> {
+        Self::open_with(arguments, 0).await
+    }
+
+    /// With so many QEMUs started ahead of need.
+    async fn open_with(arguments: Arguments, spares: usize) -> Result<Self> {
         let options = Options {
             program: arguments.qemu.clone(),
             accelerator: match arguments.accel.as_str() {
@@ -143,6 +147,10 @@ impl Bench {
                 other => bail!("--accel {other}: it is kvm or tcg"),
             },
             templates: arguments.templates.clone(),
+            spares: SpareLimits {
+                count: spares,
+                ..SpareLimits::default()
+            },
             ..Options::default()
         };
         let driver = Arc::new(Qemu::open(&arguments.state, options).await?);
@@ -204,11 +212,7 @@ impl Bench {
         self.driver.create(spec, key, Metadata::new()).await?;
         let powered_on = Instant::now();
         self.driver.power_on(&id).await?;
-        Ok(Running {
-            id,
-            key,
-            powered_on,
-        })
+        Ok(Running { id, powered_on })
     }
 
     async fn ours(&self, start: Start) -> Result<Tether> {
@@ -219,16 +223,23 @@ impl Bench {
             ChannelKind::Virtio | ChannelKind::Vsock => CarrierKind::Stream,
         };
         let driver = self.driver.clone();
+        let first = self.driver.connect_channel(&id).await?;
+        // One that was started ahead of need has another.
+        let (key, claim) = (first.key, first.claim);
+        let mut first = Some(first.io);
         let connector = move || {
-            let driver = driver.clone();
+            let (driver, ready) = (driver.clone(), first.take());
             async move {
+                if let Some(io) = ready {
+                    return Ok(io);
+                }
                 let channel = driver.connect_channel(&id).await;
                 channel
                     .map(|channel| channel.io)
                     .map_err(std::io::Error::other)
             }
         };
-        let config = Config::new(kind, tether_wire::ChannelKey(*machine.key.as_bytes()));
+        let config = Config::new(kind, tether_wire::ChannelKey(*key.as_bytes()));
         let link = Link::spawn(connector, config)?;
         let waited = link.ready(DEADLINE).await;
         if let Err(error) = waited {
@@ -236,6 +247,12 @@ impl Bench {
                 "tether did not answer: {error}; {}",
                 self.console(&id).await
             );
+        }
+        if let Some(claim) = claim {
+            let uuid = *claim.id.as_bytes();
+            let macs = claim.macs.iter().map(|mac| MacAddress(mac.bytes()));
+            let macs = macs.collect();
+            link.claim(Claim { uuid, macs }).await?;
         }
         Ok(Tether { machine, link })
     }

@@ -2,7 +2,8 @@
 
 use super::Case;
 use crate::docker::Docker;
-use crate::harness::Context;
+use crate::harness::{Context, skip};
+use crate::random::Random;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -26,6 +27,22 @@ pub(super) const CASES: &[Case] = &[
     .guests_only()
     .guests(2)
     .minutes(10),
+    Case::new(
+        "docker-live-fork",
+        "threads go on with what they have in registers and memory, and are told of it",
+        threads,
+    )
+    .guests_only()
+    .guests(2)
+    .minutes(5),
+    Case::new(
+        "docker-live-fork",
+        "a controller killed while it forks costs the parent nothing and leaves no half child",
+        killed,
+    )
+    .guests_only()
+    .guests(2)
+    .minutes(8),
     Case::new(
         "docker-live-fork",
         "what cannot be forked says why, and goes on",
@@ -114,6 +131,141 @@ fn script(t: &Context) -> Result<()> {
     docker.kill_serving()?;
     docker.start_serving()?;
     goes_on(&docker, &children[1])?;
+    docker.end()
+}
+
+/// Four threads that count, each in a register and in memory of its own; the first thread says how far
+/// they are, what the file says, and how many signals came.
+const COUNTING: &str = r#"
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+static volatile unsigned long counts[4];
+static volatile int wrong, told;
+static void hear(int signal) { told++; }
+static void *count(void *number) {
+    volatile unsigned long *shared = &counts[(long)number];
+    for (unsigned long own = 0;; own++) {
+        if (*shared != own) wrong++;
+        *shared = own + 1;
+        usleep(1000);
+    }
+}
+int main(void) {
+    signal(SIGUSR1, hear);
+    for (long i = 0; i < 4; i++) {
+        pthread_t thread;
+        pthread_create(&thread, 0, count, (void *)i);
+    }
+    for (;;) {
+        char forks[16] = "?";
+        FILE *file = fopen("/dev/vch-fork", "r");
+        if (file) { fscanf(file, "%15s", forks); fclose(file); }
+        FILE *out = fopen("/said.new", "w");
+        fprintf(out, "%lu %lu %lu %lu wrong %d told %d forks %s\n",
+            counts[0], counts[1], counts[2], counts[3], wrong, told, forks);
+        fclose(out);
+        rename("/said.new", "/said");
+        usleep(50000);
+    }
+}
+"#;
+
+/// What the counting program last said: its counts, and the rest.
+fn said(docker: &Docker, name: &str) -> Result<([u64; 4], String)> {
+    let line = docker.ok(["exec", name, "cat", "/said"])?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let mut counts = [0; 4];
+    for (count, word) in counts.iter_mut().zip(&words) {
+        *count = word.parse().with_context(|| format!("{line:?}"))?;
+    }
+    Ok((counts, words.get(4..).unwrap_or_default().join(" ")))
+}
+
+fn threads(t: &Context) -> Result<()> {
+    if crate::environment::program("musl-gcc").is_none() {
+        return skip("there is no musl-gcc: install the package musl-tools");
+    }
+    let (source, program) = (t.file("counting.c"), t.file("counting"));
+    std::fs::write(&source, COUNTING)?;
+    let built = std::process::Command::new("musl-gcc")
+        .args(["-O1", "-static", "-pthread", "-o"])
+        .args([&program, &source])
+        .status()?;
+    assert!(built.success(), "musl-gcc: {built}");
+    let docker = Docker::serve(t)?;
+    let flags = ["--cpus", "2", "-m", "96m", "--name", "parent"];
+    let words = [&["create"], &flags[..], &["sample/busybox", "/counting"]].concat();
+    docker.ok(words)?;
+    let from = program.display().to_string();
+    docker.ok(["cp", &from, "parent:/counting"])?;
+    docker.ok(["start", "parent"])?;
+    let further = |name: &str, than: [u64; 4]| -> Result<String> {
+        for _ in 0..200 {
+            if let Ok((counts, rest)) = said(&docker, name)
+                && counts.iter().zip(than).all(|(count, than)| *count > than)
+            {
+                return Ok(rest);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{name} stands still: {:?}", said(&docker, name));
+    };
+    assert_eq!(further("parent", [0; 4])?, "wrong 0 told 0 forks 0");
+    let (at_fork, _) = said(&docker, "parent")?;
+    let child = fork(&docker, &["parent", "--signal", "USR1"])?.remove(0);
+    assert_eq!(further("parent", at_fork)?, "wrong 0 told 0 forks 0");
+    // What it said of the moment of the fork may be from just before.
+    let (counts, _) = said(&docker, &child)?;
+    assert_eq!(further(&child, counts)?, "wrong 0 told 1 forks 1");
+    assert!(
+        counts.iter().zip(at_fork).all(|(now, then)| *now >= then),
+        "{counts:?} is before {at_fork:?}"
+    );
+    let grandchild = fork(&docker, &[&child, "--signal", "USR1"])?.remove(0);
+    let (counts, _) = said(&docker, &grandchild)?;
+    assert_eq!(further(&grandchild, counts)?, "wrong 0 told 2 forks 2");
+    docker.end()
+}
+
+fn killed(t: &Context) -> Result<()> {
+    let docker = Docker::serve(t)?;
+    let mut random = Random::from_clock();
+    println!("seed {}", random.seed());
+    let script = "i=0; while :; do i=$((i+1)); echo $i >/count.new; mv /count.new /count; \
+        echo $i; sleep 0.1; done";
+    let flags = ["--name", "parent", "-m", "64m", "--stop-signal", "KILL"];
+    docker.detached(&flags, script)?;
+    let begun = "until [ -f /count ]; do sleep 0.1; done";
+    docker.ok(["exec", "parent", "sh", "-c", begun])?;
+    for round in 0..6 {
+        goes_on(&docker, "parent")?;
+        let forking = docker.vch(["fork", "parent"]).spawn()?;
+        std::thread::sleep(Duration::from_millis(random.below(700)));
+        docker.kill_serving()?;
+        // Its answer is lost, or it came just before.
+        drop(forking.wait()?);
+        docker.start_serving()?;
+        goes_on(&docker, "parent")?;
+        // Whatever else there is, is a whole child and runs, or there is none.
+        let all = docker.ok(["ps", "-a", "--format", "{{.Names}} {{.State}}"])?;
+        for line in all.lines() {
+            let (name, state) = line.split_once(' ').context("no state")?;
+            if name == "parent" {
+                continue;
+            }
+            println!("round {round}: {name} is {state}");
+            assert_eq!(state, "running", "{all}");
+            goes_on(&docker, name)?;
+            docker.ok(["rm", "-f", name])?;
+        }
+    }
+    // It lost no line of what it said, nor said one twice.
+    let lines = docker.ok(["logs", "parent"])?;
+    for (expected, line) in (1u32..).zip(lines.lines()) {
+        assert_eq!(line, expected.to_string());
+    }
     docker.end()
 }
 

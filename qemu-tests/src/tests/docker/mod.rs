@@ -22,6 +22,7 @@ mod parallel;
 mod restart;
 mod sdk;
 mod software;
+mod spares;
 mod status;
 mod system;
 
@@ -113,6 +114,7 @@ pub fn all() -> Vec<Test> {
         sdk::CASES,
         software::CASES,
         live_fork::CASES,
+        spares::CASES,
         killed::CASES,
     ]
     .concat();

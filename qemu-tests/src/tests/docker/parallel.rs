@@ -12,6 +12,11 @@ pub(super) const CASES: &[Case] = &[
         .minutes(10),
     Case::new(
         "docker-parallel",
+        "a storm past the memory of the VCH is refused before it starts, and what runs goes on",
+        storm,
+    ),
+    Case::new(
+        "docker-parallel",
         "of fifty creates of one name exactly one wins",
         one_name,
     )
@@ -46,6 +51,35 @@ fn runs(t: &Context) -> Result<()> {
             .stderr(&format!("err {number}\n"));
     }
     assert_eq!(docker.ok(["ps", "-aq"])?, "");
+    docker.end()
+}
+
+fn storm(t: &Context) -> Result<()> {
+    let docker = Docker::serve_with(t, &["--memory", "512m"])?;
+    docker.lasting("before", &["-m", "128m"])?;
+    let mut clients = Vec::new();
+    for number in 0..12 {
+        let name = format!("storm-{number}");
+        let words = [
+            "run", "-d", "-m", "128m", "--name", &name, IMAGE, "sleep", "1000",
+        ];
+        clients.push(docker.cmd(words).spawn()?);
+    }
+    let mut refused = 0;
+    for client in clients {
+        let done = client.wait()?;
+        if !done.error().is_empty() {
+            done.status(125).stderr_has("memory");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 9);
+    assert_eq!(docker.ok(["ps", "-q"])?.lines().count(), 4);
+    assert_eq!(docker.ok(["exec", "before", "echo", "here"])?, "here");
+    // Those that were refused were created, and have their turn when there is room.
+    docker.ok(["kill", "before"])?;
+    let waiting = docker.ok(["ps", "-aq", "--filter", "status=created"])?;
+    docker.ok(["start", waiting.lines().next().unwrap_or_default()])?;
     docker.end()
 }
 

@@ -17,7 +17,8 @@ use core::net::{IpAddr, Ipv4Addr};
 use dhcp::Client;
 use netlink::Netlink;
 use tether_wire::message::{
-    Address, Error, ErrorKind, Interface, InterfaceAddressing, MachineEvent, Network, Route,
+    Address, Error, ErrorKind, Interface, InterfaceAddressing, MacAddress, MachineEvent, Network,
+    Route,
 };
 
 const LINKS: &str = "/sys/class/net";
@@ -281,6 +282,31 @@ fn links() -> Vec<(String, Link)> {
 fn index_of(name: &str) -> Option<u32> {
     let index = files::text(format!("{LINKS}/{name}/ifindex"));
     index.trim().parse().ok()
+}
+
+/// Gives the vNICs, in the order in which they were found, these MAC addresses.
+///
+/// # Errors
+/// Another number of vNICs; what the kernel says.
+pub fn assign(macs: &[MacAddress]) -> Result<()> {
+    let names = names()?;
+    let mut indices: Vec<u32> = names.iter().filter_map(|name| index_of(name)).collect();
+    indices.sort_unstable();
+    if indices.len() != macs.len() {
+        return Err(invalid(format!(
+            "this machine has {} vNICs, and addresses came for {}",
+            indices.len(),
+            macs.len()
+        )));
+    }
+    if indices.is_empty() {
+        return Ok(());
+    }
+    let netlink = Netlink::open()?;
+    for (index, mac) in indices.iter().zip(macs) {
+        netlink.set_mac(*index, *mac)?;
+    }
+    Ok(())
 }
 
 /// Names of the links that are there, loopback aside, for measuring.

@@ -10,7 +10,7 @@ use crate::handshake::{
     VERSION_MIN,
 };
 use crate::message::{
-    Error, ErrorKind, Exit, FileOperation, MachineEvent, Mount, Network, Output, ProcessId,
+    Claim, Error, ErrorKind, Exit, FileOperation, MachineEvent, Mount, Network, Output, ProcessId,
     ProcessPage, ProcessSpec, Rebirth, Reply, Request, RequestId, RunState, Setup, ShutdownSpec,
     SignalTarget, Statistics, TerminalSize, ToGuest,
 };
@@ -79,6 +79,13 @@ pub trait Machine {
     /// Makes a child of a running machine another machine; see [`Request::Rebirth`].
     fn rebirth(&mut self, _ticket: Ticket, _rebirth: Rebirth) -> Outcome {
         cannot_fork()
+    }
+    /// Tells it whose it is; see [`Request::Claim`].
+    fn claim(&mut self, _claim: Claim) -> Result<(), Error> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this machine was not forked ahead of need",
+        ))
     }
 }
 

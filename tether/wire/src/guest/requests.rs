@@ -82,6 +82,10 @@ impl GuestSession {
             Request::Shutdown(spec) => machine.shutdown(ticket, spec),
             Request::Thaw { unix_nanos } => done(machine.thaw(unix_nanos)),
             Request::Rebirth(rebirth) => machine.rebirth(ticket, rebirth),
+            Request::Claim(claim) => match self.setup {
+                SetupState::Bare => done(machine.claim(claim)),
+                _ => error(ErrorKind::Exists, "this machine was set up before".into()),
+            },
             request @ (Request::Mount(_) | Request::Network(_) | Request::Freeze { .. }) => {
                 self.when_set_up(ticket, request, machine)
             }

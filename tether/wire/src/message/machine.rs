@@ -1,6 +1,6 @@
 //! The machine as a whole: what it is made into, what it measures, how it ends.
 
-use super::{Mount, Network, ProcessId, Root};
+use super::{MacAddress, Mount, Network, ProcessId, Root};
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,15 @@ pub struct Rebirth {
     pub network: Network,
     /// Sent to the main process when it goes on; 0 for none.
     pub signal: u8,
+}
+
+/// What a machine that was forked before anybody wanted it is told when somebody does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Its UUID as processes read it (SMBIOS, /sys/class/dmi/id/product_uuid).
+    pub uuid: [u8; 16],
+    /// The MAC addresses of its vNICs, in the order of their places on the bus.
+    pub macs: Vec<MacAddress>,
 }
 
 /// How the machine ends.

@@ -17,7 +17,7 @@ mod process;
 pub use error::{Error, ErrorKind};
 pub use files::{Boundary, Conflicts, FileOperation, Owners};
 pub use machine::{
-    Action, BlockDeviceUsage, CpuUsage, Identity, InterfaceUsage, MachineEvent, MemoryUsage,
+    Action, BlockDeviceUsage, Claim, CpuUsage, Identity, InterfaceUsage, MachineEvent, MemoryUsage,
     ProcessInfo, ProcessPage, Rebirth, Setup, ShutdownSpec, Statistics,
 };
 pub use mount::{DiskId, Mount, MountSource, Root};
@@ -245,6 +245,9 @@ pub enum Request {
     /// Make a child of a running machine a machine of its own and let its processes go on. Once:
     /// then it is [`ErrorKind::Exists`]. Since version 2.
     Rebirth(Rebirth),
+    /// Tell a fork that was made ahead of need whose it is, before its setup: after it, it is
+    /// [`ErrorKind::Exists`]. Since version 3.
+    Claim(Claim),
 }
 
 impl Request {

@@ -287,7 +287,10 @@ mod tests {
         }
 
         fn start(&self) -> usize {
-            Self::BEFORE + self.bytes[Self::BEFORE..].as_ptr().align_offset(PAGE as usize)
+            Self::BEFORE
+                + self.bytes[Self::BEFORE..]
+                    .as_ptr()
+                    .align_offset(PAGE as usize)
         }
 
         fn place(&self) -> Place {

@@ -151,7 +151,8 @@ impl Machine {
             if frozen.elapsed() > HOLD / 2 {
                 return Err(Cause::hypervisor("the host is too slow to fork it now"));
             }
-            let arguments = json!({"filename": STATE, "live": false});
+            let file = self.directory.seen_from_qemu(STATE);
+            let arguments = json!({"filename": file, "live": false});
             let saved = qmp.execute("xen-save-devices-state", arguments).await;
             saved.map_err(refused)?;
             let path = self.directory.file(STATE);
@@ -500,10 +501,8 @@ fn replace(spec: &mut MachineSpec, disk: &DiskSpec) {
 
 /// Where the guest's memory begins in its QEMU.
 async fn guest_memory(qmp: &Qmp) -> Result<u64, Cause> {
-    let arguments = json!({"command-line": "gpa2hva 0"});
-    let answer = qmp.execute("human-monitor-command", arguments).await;
-    let answer = answer.map_err(refused)?;
-    address_in(answer.as_str().unwrap_or_default()).ok_or_else(|| {
+    let answer = qmp.monitor("gpa2hva 0").await.map_err(refused)?;
+    address_in(&answer).ok_or_else(|| {
         Cause::hypervisor(format!(
             "QEMU does not say where its guest's memory is: {answer}"
         ))

@@ -1,0 +1,441 @@
+//! QEMUs started ahead of need: forks of a template that are nobody's machine yet.
+//!
+//! ```text
+//! machines/.spare-UUID/      a spare's directory; its QEMU runs in it, with its state restored and stopped
+//!     channel.key            drawn for it, as is its boot id
+//!     qmp.sock channel.sock qemu.log
+//! machines/UUID/run/         the same directory once it is a machine's, which has links to what is in it
+//! ```
+//!
+//! A spare has the shape of the machine it was started for: as many vNICs, and a place for each disk, held
+//! by a disk of nothing (`null-co`). A power on that finds one of its shape puts the disks in their places
+//! (QEMU lets a device's `drive` be set), publishes the ports, and lets it run. What the firmware cannot tell
+//! the guest any more (UUID, MAC addresses) it is told by its host: [`hypervisor::Claim`].
+//!
+//! Spares are started after a fork, one at a time, for machines like it; those of other shapes make room,
+//! the oldest first. Their guests have not run an instruction. They end with the driver, or when the next
+//! one opens its place.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hypervisor::{
+    Attachment, Cause, ChannelKey, DiskAccess, DiskSerial, MacAddress, MachineId, MachineSpec,
+    NicSpec, TemplateId,
+};
+use serde_json::json;
+use tokio::net::UnixStream;
+
+use crate::argv::{self, KEY_FILE, Prepared, Wire};
+use crate::directory::{CHANNEL_SOCKET, Directory, LOG, QMP_SOCKET, SPARE};
+use crate::driver::Options;
+use crate::log;
+use crate::process::{Lifetime, Process, not_started};
+use crate::qmp::{EventStream, Qmp};
+use crate::template::{self, Template};
+
+/// How long after a power on the next spare is started: what was started comes first.
+const PAUSE: Duration = Duration::from_millis(300);
+/// How long a spare may take to be ready.
+const READY: Duration = Duration::from_secs(60);
+
+/// How many spares there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpareLimits {
+    /// QEMUs; none by default.
+    pub count: usize,
+    /// Bytes of guest memory of all of them, whether touched or not.
+    pub memory: u64,
+}
+
+impl Default for SpareLimits {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            memory: 4 << 30,
+        }
+    }
+}
+
+/// What machines that can become of one spare have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shape {
+    template: TemplateId,
+    disks: Vec<(DiskSerial, DiskAccess)>,
+    nics: usize,
+    memory: u64,
+}
+
+impl Shape {
+    /// Of machines like this one.
+    pub(crate) fn of(template: &TemplateId, spec: &MachineSpec) -> Self {
+        Self {
+            template: template.clone(),
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| (disk.serial.clone(), disk.access))
+                .collect(),
+            nics: spec.nics.len(),
+            memory: spec.memory.bytes(),
+        }
+    }
+}
+
+/// A QEMU that waits for its machine. Dropped, it ends and leaves nothing.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    shape: Shape,
+    /// What its channel is proved by.
+    pub(crate) key: ChannelKey,
+    home: Home,
+    parts: Option<(Qmp, EventStream, Process)>,
+}
+
+/// A spare's directory, removed unless it is taken over.
+#[derive(Debug)]
+struct Home {
+    id: MachineId,
+    directory: Directory,
+    spares: Arc<Shared>,
+    taken: bool,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if !self.taken {
+            let _ = fs::remove_dir_all(self.directory.path());
+        }
+        self.spares.lock().known.remove(&self.id);
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if let Some((_, _, process)) = &self.parts {
+            process.kill_and_reap();
+        }
+    }
+}
+
+impl Spare {
+    /// Its QEMU, which stands still.
+    pub(crate) fn qmp(&self) -> Option<&Qmp> {
+        self.parts.as_ref().map(|(qmp, ..)| qmp)
+    }
+
+    /// Its QEMU's number, 0 if it has none any more.
+    pub(crate) fn pid(&self) -> u32 {
+        self.parts.as_ref().map_or(0, |(.., process)| process.pid())
+    }
+
+    /// Makes its directory one of a machine's, and its QEMU that machine's.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::File`]; then it ends.
+    pub(crate) fn become_part_of(
+        mut self,
+        machine: &Directory,
+    ) -> Result<(Qmp, EventStream, Process), Cause> {
+        machine.take_over(&self.home.directory)?;
+        self.home.taken = true;
+        self.parts
+            .take()
+            .ok_or_else(|| Cause::hypervisor("a QEMU was taken twice"))
+    }
+}
+
+/// The spares of one driver.
+#[derive(Debug)]
+pub(crate) struct Spares {
+    machines: PathBuf,
+    options: Arc<Options>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The oldest first.
+    ready: Vec<Spare>,
+    /// Those, and the ones being made.
+    known: BTreeSet<MachineId>,
+    /// Whether somebody makes some.
+    filling: bool,
+    /// The driver is gone.
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Spares {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Spares {
+    /// None yet.
+    pub(crate) fn new(machines: PathBuf, options: Arc<Options>) -> Arc<Self> {
+        Arc::new(Self {
+            machines,
+            options,
+            shared: Arc::default(),
+        })
+    }
+
+    /// Ends all, and starts none any more.
+    pub(crate) fn close(&self) {
+        let ready = {
+            let mut state = self.shared.lock();
+            state.closed = true;
+            std::mem::take(&mut state.ready)
+        };
+        drop(ready);
+    }
+
+    /// Whether a machine's identity is a spare's, ready or not.
+    pub(crate) fn knows(&self, id: &MachineId) -> bool {
+        self.shared.lock().known.contains(id)
+    }
+
+    /// How many are ready.
+    pub(crate) fn ready(&self) -> usize {
+        self.shared.lock().ready.len()
+    }
+
+    /// One of this shape, if there is one.
+    pub(crate) fn take(&self, shape: &Shape) -> Option<Spare> {
+        let mut state = self.shared.lock();
+        let index = state.ready.iter().position(|s| s.shape == *shape)?;
+        Some(state.ready.remove(index))
+    }
+
+    /// Starts some for machines like this one, in a while; the template is held until then.
+    pub(crate) fn refill(self: &Arc<Self>, template: Box<Template>, spec: &MachineSpec) {
+        let limits = self.options.spares;
+        if limits.count == 0 || spec.memory.bytes() > limits.memory {
+            return;
+        }
+        if std::mem::replace(&mut self.shared.lock().filling, true) {
+            return;
+        }
+        let spares = Arc::downgrade(self);
+        let shape = Shape::of(&template.record.id, spec);
+        let spec = spec.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(PAUSE).await;
+            while let Some(spares) = spares.upgrade() {
+                spares.make_room(&shape);
+                if spares.shared.lock().closed || !spares.wants(&shape) {
+                    spares.shared.lock().filling = false;
+                    return;
+                }
+                match spares.start(&template, &spec, &shape).await {
+                    Ok(spare) => {
+                        let mut state = spares.shared.lock();
+                        if state.closed {
+                            // Not under the lock, which its end takes.
+                            drop(state);
+                            drop(spare);
+                        } else {
+                            tracing::debug!(pid = spare.pid(), "a QEMU is ready ahead of need");
+                            state.ready.push(spare);
+                        }
+                    }
+                    Err(cause) => {
+                        tracing::warn!(%cause, "cannot start a QEMU ahead of need");
+                        spares.shared.lock().filling = false;
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    fn wants(&self, shape: &Shape) -> bool {
+        let limits = self.options.spares;
+        let state = self.shared.lock();
+        let memory: u64 = state.ready.iter().map(|spare| spare.shape.memory).sum();
+        state.ready.len() < limits.count && memory.saturating_add(shape.memory) <= limits.memory
+    }
+
+    /// Ends spares of other shapes until one of this has room.
+    fn make_room(&self, shape: &Shape) {
+        while !self.wants(shape) {
+            let other = {
+                let mut state = self.shared.lock();
+                let index = state.ready.iter().position(|spare| spare.shape != *shape);
+                index.map(|index| state.ready.remove(index))
+            };
+            if other.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Starts one and gives it its state.
+    async fn start(
+        &self,
+        template: &Template,
+        model: &MachineSpec,
+        shape: &Shape,
+    ) -> Result<Spare, Cause> {
+        let random = |source| Cause::because("the host has no random bytes", source);
+        let id = MachineId::random().map_err(random)?;
+        let key = ChannelKey::random().map_err(random)?;
+        let mut spec = model.clone();
+        spec.id = id;
+        spec.name = format!("spare-{}", &id.to_string()[..8]);
+        spec.nics = (0..shape.nics)
+            .map(|_| {
+                Ok(NicSpec {
+                    mac: MacAddress::random()?,
+                    attachment: Attachment::UserMode {
+                        published: Vec::new(),
+                    },
+                })
+            })
+            .collect::<std::io::Result<_>>()
+            .map_err(random)?;
+        let path = self.machines.join(format!("{SPARE}{id}"));
+        self.shared.lock().known.insert(id);
+        let made = DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(template::at("cannot make directory", &path))
+            .and_then(|()| Directory::open(path));
+        let directory = match made {
+            Ok(directory) => directory,
+            Err(cause) => {
+                self.shared.lock().known.remove(&id);
+                return Err(cause);
+            }
+        };
+        let mut spare = Spare {
+            shape: shape.clone(),
+            key,
+            home: Home {
+                id,
+                directory,
+                spares: self.shared.clone(),
+                taken: false,
+            },
+            parts: None,
+        };
+        let started = self.start_in(&mut spare, template, &spec);
+        tokio::time::timeout(READY, started)
+            .await
+            .unwrap_or_else(|_| Err(Cause::hypervisor("QEMU was not ready in time")))?;
+        Ok(spare)
+    }
+
+    async fn start_in(
+        &self,
+        spare: &mut Spare,
+        template: &Template,
+        spec: &MachineSpec,
+    ) -> Result<(), Cause> {
+        let directory = &spare.home.directory;
+        let listen = |name: &'static str| {
+            UnixListener::bind(directory.short(name))
+                .map_err(template::at("cannot listen on", &directory.file(name)))
+        };
+        let create = |name: &str| -> Result<File, Cause> {
+            let path = directory.file(name);
+            OpenOptions::new()
+                .append(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(template::at("cannot create", &path))
+        };
+        template.rewind()?;
+        use std::io::Write as _;
+        let key_file = directory.file(KEY_FILE);
+        create(KEY_FILE)?
+            .write_all(spare.key.as_bytes())
+            .map_err(template::at("cannot write", &key_file))?;
+        let log = create(LOG)?;
+        let (qmp, channel) = (listen(QMP_SOCKET)?, listen(CHANNEL_SOCKET)?);
+        let arguments = argv::arguments(&Prepared {
+            spec,
+            accelerator: self.options.accelerator,
+            qmp_fd: qmp.as_raw_fd(),
+            channel: Wire::Listener {
+                fd: channel.as_raw_fd(),
+            },
+            hot_plug_slots: self.options.hot_plug_slots,
+            tsc_khz: None,
+            uefi_code: None,
+            birth: template.birth(true)?,
+        });
+        let mut inherited = vec![qmp.as_fd(), channel.as_fd()];
+        inherited.extend(template.files());
+        let program = &self.options.program;
+        let process = Process::spawn(
+            program,
+            &arguments,
+            directory.path(),
+            &log,
+            &inherited,
+            Lifetime::Own,
+        )
+        .map_err(|source| not_started(program, source))?;
+        drop(inherited);
+        drop((qmp, channel));
+        let greeting = async {
+            let stream = UnixStream::connect(directory.short(QMP_SOCKET))
+                .await
+                .map_err(template::at(
+                    "cannot connect to",
+                    &directory.file(QMP_SOCKET),
+                ))?;
+            let (qmp, mut events) = Qmp::connect(stream).await.map_err(refused)?;
+            template::prepare(&qmp).await.map_err(refused)?;
+            let arguments = json!({"uri": template.state_uri()});
+            qmp.execute("migrate-incoming", arguments)
+                .await
+                .map_err(refused)?;
+            template::arrived(&mut events).await?;
+            Ok((qmp, events))
+        };
+        let greeted = tokio::select! {
+            greeted = greeting => greeted,
+            ending = process.ended() => {
+                let words = log::last_words(&directory.log_tail(log::TAIL)).unwrap_or_default();
+                Err(Cause::hypervisor(format!("QEMU {ending}: {words}")))
+            }
+        };
+        match greeted {
+            Ok((qmp, events)) => {
+                spare.parts = Some((qmp, events, process));
+                Ok(())
+            }
+            Err(cause) => {
+                process.kill().await;
+                Err(cause)
+            }
+        }
+    }
+}
+
+fn refused(error: crate::qmp::QmpError) -> Cause {
+    Cause::because("QEMU did not become a spare", error)
+}
