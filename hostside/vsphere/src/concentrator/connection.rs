@@ -327,7 +327,7 @@ where
 {
     let (id, session, limits) = (seat.id(), seat.session(), registry.limits());
     let unclaimed = Instant::now() + limits.unclaimed;
-    let mut quiet_since = Instant::now();
+    let mut quiet_since = None;
     let mut pending = Some(pending);
     loop {
         while let Some(message) = line.parse()? {
@@ -352,12 +352,15 @@ where
             let (binary, out) = (line.options.does(option::BINARY), &mut line.out);
             session.take_outbound(id, OUT, |bytes| encode(bytes, binary, out));
         }
+        // A source that cannot be read is not silent.
         if view.role != Role::Drained || !view.may_read {
-            quiet_since = Instant::now();
+            quiet_since = None;
+        } else if quiet_since.is_none() {
+            quiet_since = Some(Instant::now());
         }
         let deadline = match view.role {
             Role::Gone => return Ok(()),
-            Role::Drained => Some(quiet_since + limits.drain),
+            Role::Drained => quiet_since.map(|since: Instant| since + limits.drain),
             Role::Peer => view.source_gone.map(|since| since + limits.takeover),
             Role::Active => pending.is_some().then_some(unclaimed),
         };
@@ -366,7 +369,7 @@ where
                 if !open? {
                     return Ok(());
                 }
-                quiet_since = Instant::now();
+                quiet_since = None;
             }
             () = changed => {}
             () = sleep_until(deadline.unwrap_or(unclaimed)), if deadline.is_some() => match view.role {
