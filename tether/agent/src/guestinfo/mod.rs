@@ -19,6 +19,8 @@
 mod message;
 mod nics;
 #[cfg(test)]
+mod simulated_host;
+#[cfg(test)]
 mod tests;
 mod tools;
 
