@@ -256,6 +256,8 @@ where
                         return Err(Refusal::Secret);
                     };
                     debug!(id, machine = %seat.shown(), "the target of a migration is connected");
+                    // The sequence with the secret, as concentrators in use answer; VMware's text has the
+                    // sequence alone, which the answer begins with.
                     line.say(&Message::VmotionPeerOk(cookie));
                     return Ok(seat);
                 }
