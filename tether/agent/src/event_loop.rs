@@ -4,6 +4,7 @@
 use crate::boot::{self, ChannelAddress, Configuration};
 use crate::channel::Channel;
 use crate::clock;
+use crate::console;
 use crate::container::Container;
 use crate::failure::{Context, Result};
 use crate::fork::NewMachine;
@@ -64,10 +65,21 @@ impl Tether {
     /// Runs until the machine ends.
     pub fn run(mut self) -> ! {
         let mut events = Vec::new();
+        let mut is_quiet = !self.is_template;
         loop {
             let more = self.settle();
-            let timeout = if more { Some(0) } else { self.timeout() };
+            let timeout = if more || !is_quiet {
+                Some(0)
+            } else {
+                self.timeout()
+            };
             self.container.poller.wait(timeout, &mut events);
+            // A template may be frozen from its word on. An event of its own that was still on its way
+            // then, such as a port's first, would be a fork's, and its host's bytes be taken for the template's.
+            if !is_quiet && !more && events.is_empty() {
+                is_quiet = true;
+                console!("{}", boot::TEMPLATE_READY);
+            }
             self.look_for_child();
             for event in &events {
                 self.dispatch(*event);

@@ -80,7 +80,6 @@ fn begin() -> Result<Tether> {
         fork::keep_names()?;
     } else {
         fork::leave_room()?;
-        console!("{}", boot::TEMPLATE_READY);
     }
     Ok(tether)
 }
