@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hypervisor::PublishedPort;
+use hypervisor::{MacAddress, PublishedPort};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{ContainerId, ContainerName};
-use crate::spec::{ContainerSpec, Cpus, Memory, RestartPolicy};
+use crate::spec::{ContainerSpec, Cpus, Memory, NetworkAttachment, RestartPolicy};
 
 /// A container at one moment.
 #[derive(Debug, Clone)]
@@ -32,6 +32,18 @@ pub struct Container {
     pub state: State,
     /// How often the restart policy started it since somebody did.
     pub restarts: u32,
+}
+
+impl Container {
+    /// The address of its vNIC, if it has one.
+    pub fn mac_address(&self) -> Option<MacAddress> {
+        match &self.spec.network.attachment {
+            NetworkAttachment::None => None,
+            NetworkAttachment::Default { mac, .. } => {
+                mac.or_else(|| crate::machine::own_mac(&self.id).ok())
+            }
+        }
+    }
 }
 
 /// How a container stands. See the crate's diagram.

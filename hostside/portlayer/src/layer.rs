@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hypervisor::{Cause, Hypervisor, Machine, Next, PowerState, PublishedPort, StopCause};
 use image::digest::Digest;
@@ -30,6 +30,9 @@ use crate::record::{self, Kept, Made, Purpose};
 use crate::restart::{self, Occasion};
 use crate::spec::{ContainerSpec, NetworkAttachment};
 use crate::task::{self, First, Task, subject};
+
+/// How long guests of running containers are waited for when a controller begins.
+const KNOWN: Duration = Duration::from_secs(5);
 
 /// The file that names the image of a container's disk.
 pub(crate) const IMAGE: &str = "image";
@@ -209,7 +212,27 @@ impl Layer {
                 }
             }
         }
-        self.remove_orphans().await
+        self.remove_orphans().await?;
+        self.known().await;
+        Ok(())
+    }
+
+    /// Waits until it is known of every container whose machine is on how it is, so that nobody is told
+    /// of a running one that it does not run. A guest that does not answer is not waited for.
+    async fn known(&self) {
+        let cells: Vec<Arc<Cell>> = lock(&self.registry).cells.values().cloned().collect();
+        let all = async {
+            for cell in cells {
+                let mut view = cell.view.subscribe();
+                // It ends with the cell, which is held here.
+                let _ = view
+                    .wait_for(|view| !matches!(view.container.state, State::Starting))
+                    .await;
+            }
+        };
+        if tokio::time::timeout(KNOWN, all).await.is_err() {
+            tracing::warn!("some containers' VMs do not answer yet");
+        }
     }
 
     fn found(self: &Arc<Self>, machine: Machine, made: Made, kept: Kept) {

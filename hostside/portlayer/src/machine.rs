@@ -104,7 +104,7 @@ impl Mold {
 }
 
 /// A locally administered address of the container's own.
-fn own_mac(id: &ContainerId) -> Result<MacAddress, InvalidSpec> {
+pub(crate) fn own_mac(id: &ContainerId) -> Result<MacAddress, InvalidSpec> {
     let bytes = id.as_bytes();
     MacAddress::new([0x02, 0x42, bytes[0], bytes[1], bytes[2], bytes[3]])
 }

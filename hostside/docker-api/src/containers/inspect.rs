@@ -214,6 +214,15 @@ fn mac(container: &Container) -> Option<String> {
     }
 }
 
+/// What its vNIC has: while it is on, or as it was chosen.
+fn mac_now(container: &Container) -> Option<String> {
+    if container.state.is_on() {
+        container.mac_address().map(String::from)
+    } else {
+        mac(container)
+    }
+}
+
 /// The name of the network it is in.
 pub fn network_name(container: &Container) -> &'static str {
     match container.spec.network.attachment {
@@ -240,7 +249,7 @@ pub fn networks(container: &Container) -> BTreeMap<&'static str, Value> {
         "IPAMConfig": null,
         "Links": null,
         "Aliases": null,
-        "MacAddress": mac(container).unwrap_or_default(),
+        "MacAddress": mac_now(container).unwrap_or_default(),
         "DriverOpts": null,
         "NetworkID": networks::id_of(name),
         "EndpointID": endpoint,
@@ -273,7 +282,7 @@ fn network_settings(container: &Container, written: &Written) -> Value {
         "IPAddress": "",
         "IPPrefixLen": 0,
         "IPv6Gateway": "",
-        "MacAddress": mac(container).unwrap_or_default(),
+        "MacAddress": mac_now(container).unwrap_or_default(),
         "Networks": networks(container),
     })
 }
