@@ -21,7 +21,7 @@ LAYERS = {
     "hypervisor": {"tether-wire"},
     "network": set(),
     "qemu": {"hypervisor"},
-    "vsphere": {"hypervisor"},
+    "vsphere": {"hypervisor", "image"},
     "portlayer": {"tether-link", "tether-wire", "image", "hypervisor", "network"},
     "docker-api": {"portlayer"},
     "vch": {"tether-link", "tether-wire", "image", "hypervisor", "network", "qemu", "vsphere", "portlayer", "docker-api"},

@@ -1,7 +1,17 @@
 //! The vSphere driver: containerVMs on vCenter and ESXi.
 //!
-//! [`concentrator`] is where machines' serial ports arrive.
+//! From the wire up: [`soap`] is XML to values and back, [`types`] the typed subset of the API,
+//! [`transport`] HTTP over TLS to one server, [`session`] a logged-in client, [`property`] the one
+//! collector that everything is waited for with, [`task`] what a task came to. [`concentrator`] is where
+//! machines' serial ports arrive.
 
 #![forbid(unsafe_code)]
 
 pub mod concentrator;
+pub mod faults;
+pub mod property;
+pub mod session;
+pub mod soap;
+pub mod task;
+pub mod transport;
+pub mod types;
