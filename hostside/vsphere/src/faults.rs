@@ -6,9 +6,9 @@ use crate::soap::Node;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// The name of its type, as in `InvalidPowerState`; empty if the server gave none.
-    pub name: String,
+    pub name: Box<str>,
     /// The server's words.
-    pub message: String,
+    pub message: Box<str>,
     /// Its fields, as they were read.
     pub detail: Box<Node>,
 }
@@ -58,15 +58,15 @@ impl Fault {
             name => name,
         };
         Self {
-            name: name.to_owned(),
-            message,
+            name: name.into(),
+            message: message.into(),
             detail: Box::new(detail),
         }
     }
 
     /// Whether its type is this one.
     pub fn is(&self, name: &str) -> bool {
-        self.name == name
+        *self.name == *name
     }
 
     /// The field of this name.

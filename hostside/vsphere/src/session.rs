@@ -155,6 +155,14 @@ pub enum Error {
     /// The collector is closed.
     #[error("the connection to the server is closed")]
     Closed,
+    /// A file of this host could not be read.
+    #[error("cannot read {}", path.display())]
+    Local {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A file could not be sent or had.
     #[error("{what} {place} was answered by HTTP status {status}")]
     File {

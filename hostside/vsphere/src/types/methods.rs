@@ -77,6 +77,11 @@ methods! {
         : Safe, ["Datastore.FileManagement"], "makes the VCH's directories on the datastore";
     FileManager.DeleteDatastoreFile_Task(name: String, datacenter: Option<ManagedObject>) -> ManagedObject
         : Never, ["Datastore.FileManagement"], "removes boot images and the VCH's directory";
+    FileManager.MoveDatastoreFile_Task(
+        sourceName: String, sourceDatacenter: Option<ManagedObject>, destinationName: String,
+        destinationDatacenter: Option<ManagedObject>, force: Option<bool>,
+    ) -> ManagedObject
+        : Never, ["Datastore.FileManagement"], "gives an upload its name when it is whole";
     VirtualDiskManager.DeleteVirtualDisk_Task(name: String, datacenter: Option<ManagedObject>) -> ManagedObject
         : Never, ["Datastore.FileManagement"], "removes the disk of a container that is gone";
     VirtualDiskManager.MoveVirtualDisk_Task(
