@@ -729,36 +729,41 @@ async fn answers_that_get_lost_and_sessions_that_end_change_nothing() {
         let Some(rig) = Rig::start("answers_that_get_lost", kind).await else {
             return;
         };
-        for method in [
-            "CreateVM_Task",
-            "PowerOnVM_Task",
-            "SuspendVM_Task",
-            "PowerOffVM_Task",
-            "Destroy_Task",
-        ] {
+        let lose = |method: &str| {
             rig.simulator
                 .rule(json!({"method": method, "do": "drop-after", "times": 1}));
-        }
+        };
+        let off = PowerState::Off {
+            cause: StopCause::PoweredOff,
+        };
+        lose("CreateVM_Task");
         let id = rig.make("lost").await;
         rig.simulator.end_sessions();
         rig.driver.power_on(&id).await.unwrap();
         assert_eq!(rig.power(&id).await, PowerState::On);
+        lose("SuspendVM_Task");
         rig.driver.suspend(&id).await.unwrap();
         rig.simulator
             .rule(json!({"method": "PowerOnVM_Task", "do": "expire-session", "times": 1}));
         rig.driver.resume(&id).await.unwrap();
         rig.simulator.end_sessions();
         rig.driver.power_off(&id, PowerOff::Cut).await.unwrap();
-        assert_eq!(
-            rig.power(&id).await,
-            PowerState::Off {
-                cause: StopCause::PoweredOff
-            }
-        );
+        assert_eq!(rig.power(&id).await, off);
+        lose("PowerOnVM_Task");
+        rig.driver.power_on(&id).await.unwrap();
+        assert_eq!(rig.power(&id).await, PowerState::On);
+        lose("PowerOffVM_Task");
+        rig.driver.power_off(&id, PowerOff::Cut).await.unwrap();
+        assert_eq!(rig.power(&id).await, off);
+        lose("Destroy_Task");
         rig.driver.destroy(&id).await.unwrap();
         assert_eq!(rig.driver.list().await.unwrap(), []);
         let calls = rig.simulator.calls();
-        assert_eq!(calls["CreateVM_Task"], 1, "{calls:?}");
+        assert_eq!(
+            (calls["CreateVM_Task"], calls["Destroy_Task"]),
+            (1, 1),
+            "{calls:?}"
+        );
     }
 }
 

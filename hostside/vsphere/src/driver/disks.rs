@@ -309,7 +309,7 @@ impl Disks {
         self.sending.fetch_add(1, Ordering::SeqCst);
         let sent = match written {
             Ok(()) => match self.upload {
-                DiskUpload::Folder => self.directory.upload(collector, &stream, target).await,
+                DiskUpload::Folder => self.put(collector, &stream, target).await,
                 DiskUpload::Lease => {
                     let lease = &self.lease;
                     lease
@@ -323,6 +323,21 @@ impl Disks {
         self.sending.fetch_sub(1, Ordering::SeqCst);
         let _ = fs::remove_file(&stream);
         sent
+    }
+
+    /// Sends a disk as a file, after an empty extent, without which such a server takes it for no disk.
+    async fn put(
+        &self,
+        collector: &Collector,
+        stream: &Path,
+        target: &DatastorePath,
+    ) -> Result<(), crate::session::Error> {
+        let extent = DatastorePath {
+            datastore: target.datastore.clone(),
+            path: format!("{}-flat.vmdk", target.path.trim_end_matches(".vmdk")),
+        };
+        self.directory.put_empty(&extent).await?;
+        self.directory.upload(collector, stream, target).await
     }
 
     /// Removes what belonged to local disks that are gone, unless a machine has it.

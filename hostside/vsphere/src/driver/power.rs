@@ -8,14 +8,14 @@ use hypervisor::{Cause, MachineId, PowerOff, PowerState, StopCause};
 
 use super::record::{self, Edit};
 use super::view::{self, Seen};
-use super::{Core, Ended, cause, create};
+use super::{Core, Ended, cause, create, place};
 use crate::property::Properties;
 use crate::session::chain;
 use crate::soap::{Element as _, Node};
 use crate::types::{
-    EventFilterSpec, EventFilterSpecByEntity, EventFilterSpecRecursionOption, ManagedObject,
-    PowerOffVM_Task, PowerOnVM_Task, QueryEvents, ShutdownGuest, SuspendVM_Task,
-    VirtualMachineConfigSpec, VirtualMachinePowerState as Power,
+    CreateCollectorForEvents, DestroyCollector, EventFilterSpec, EventFilterSpecByEntity,
+    EventFilterSpecRecursionOption, ManagedObject, PowerOffVM_Task, PowerOnVM_Task, ShutdownGuest,
+    SuspendVM_Task, VirtualMachineConfigSpec, VirtualMachinePowerState as Power,
 };
 
 /// Events that say how a machine went off.
@@ -258,16 +258,27 @@ impl Core {
 
     /// When and why a machine went off, as the server's events say.
     async fn ending(&self, object: &ManagedObject, started: SystemTime) -> (SystemTime, StopCause) {
-        let now = SystemTime::now();
-        let unknown = |detail: String| (now, StopCause::HypervisorFailed { detail });
-        let manager = match self
-            .client
-            .manager("event manager", |content| &content.eventManager)
-        {
-            Ok(manager) => manager,
-            Err(error) => return unknown(chain(&error)),
+        let unknown = |detail: String| {
+            let cause = StopCause::HypervisorFailed { detail };
+            (SystemTime::now(), cause)
         };
-        let query = QueryEvents {
+        match self.endings(object).await {
+            Ok(events) => ending_of(&events, started).unwrap_or_else(|| {
+                unknown("it is off, and the server has no event that says why".into())
+            }),
+            Err(error) => unknown(format!(
+                "it is off, and why cannot be asked: {}",
+                chain(&error)
+            )),
+        }
+    }
+
+    /// The newest events of a machine that say how it went off.
+    async fn endings(&self, object: &ManagedObject) -> Result<Vec<Node>, crate::session::Error> {
+        let manager = self
+            .client
+            .manager("event manager", |content| &content.eventManager)?;
+        let query = CreateCollectorForEvents {
             _this: manager,
             filter: EventFilterSpec {
                 entity: Some(EventFilterSpecByEntity {
@@ -279,18 +290,20 @@ impl Core {
                 maxCount: None,
             },
         };
-        match self.client.call(&query).await {
-            Ok(events) => {
-                let events: Vec<Node> = events.into_iter().map(|event| event.0).collect();
-                ending_of(&events, started).unwrap_or_else(|| {
-                    unknown("it is off, and the server has no event that says why".into())
-                })
-            }
-            Err(error) => unknown(format!(
-                "it is off, and why cannot be asked: {}",
-                chain(&error)
-            )),
+        let history = self.client.call(&query).await?;
+        let page = place::read(&self.client, place::of_one(&history, &["latestPage"])).await;
+        // A client has 32 of them at most.
+        let ended = self.client.call(&DestroyCollector { _this: history }).await;
+        if let Err(error) = ended {
+            tracing::debug!(error = %chain(&error), "a history collector is left to its session's end");
         }
+        let mut events = Vec::new();
+        for (_, mut properties) in page? {
+            if let Some(page) = properties.remove("latestPage") {
+                events.extend(page.children);
+            }
+        }
+        Ok(events)
     }
 }
 

@@ -5,7 +5,6 @@ use super::data::*;
 use super::macros::methods;
 use super::reference::ManagedObject;
 use crate::session::Secret;
-use crate::soap::Raw;
 
 methods! {
     ServiceInstance.RetrieveServiceContent() -> ServiceContent
@@ -102,6 +101,8 @@ methods! {
         : Safe, ["VApp.Import"], "gives it up";
     PerformanceManager.QueryPerf(querySpec: Vec<PerfQuerySpec>) -> Vec<EntityMetric>
         : Safe, ["System.Read"], "reads what a containerVM uses";
-    EventManager.QueryEvents(filter: EventFilterSpec) -> Vec<Raw>
+    EventManager.CreateCollectorForEvents(filter: EventFilterSpec) -> ManagedObject
         : Safe, ["System.View"], "learns why a machine went off";
+    HistoryCollector.DestroyCollector() -> Nothing
+        : Safe, [], "ends that question";
 }
