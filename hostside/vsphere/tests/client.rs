@@ -345,3 +345,34 @@ async fn many_tasks_at_once_cost_one_call_each() {
         .collect();
     assert!(others.is_empty(), "{calls:?}");
 }
+
+#[tokio::test]
+async fn something_more_can_be_watched_for_a_while() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("something_more_can_be_watched", kind).await else {
+            return;
+        };
+        let spec = PropertyFilterSpec {
+            propSet: vec![PropertySpec {
+                r#type: "Folder".into(),
+                all: None,
+                pathSet: vec!["name".into()],
+            }],
+            objectSet: vec![ObjectSpec {
+                obj: rig.folder.clone(),
+                skip: Some(false),
+                selectSet: Vec::new(),
+            }],
+            reportMissingObjectsInResults: None,
+        };
+        let filter = rig.collector.watch(spec).await.unwrap();
+        let name = |objects: &Objects| Some(objects.get(&rig.folder)?.get("name")?.text.clone());
+        let seen = tokio::time::timeout(Duration::from_secs(20), rig.collector.wait(name)).await;
+        assert_eq!(seen.expect("it is told of").unwrap(), "vm");
+        rig.collector.unwatch(filter, &rig.folder).await;
+        assert!(
+            rig.collector
+                .look(|objects| objects.get(&rig.folder).is_none())
+        );
+    }
+}

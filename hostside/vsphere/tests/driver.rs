@@ -809,7 +809,14 @@ async fn a_machine_that_cannot_be_made_or_started_leaves_nothing_and_says_why() 
             "{}",
             chain(&error)
         );
-        assert!(rig.power(&spec.id).await.is_off());
+        let machine = rig.driver.inspect(&spec.id).await.unwrap();
+        assert_eq!(
+            machine.power,
+            PowerState::Off {
+                cause: StopCause::NeverStarted
+            }
+        );
+        assert_eq!(machine.began, None);
         rig.driver.power_on(&spec.id).await.unwrap();
         spec.boot = Boot::Kernel {
             kernel: "k".into(),

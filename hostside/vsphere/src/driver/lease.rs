@@ -30,6 +30,8 @@ use crate::types::{
 pub const UPLOAD: &str = "vch-upload-";
 /// How long an upload may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
+/// How long the server may take to make the disk that is then sent to.
+const READY: Duration = Duration::from_secs(300);
 /// How often the server is told that the upload goes on; it gives up after 300 s.
 const BEAT: Duration = Duration::from_secs(60);
 
@@ -97,19 +99,24 @@ impl Lease {
         lease: &ManagedObject,
         stream: &Path,
     ) -> Result<ManagedObject, Error> {
-        let info = collector
-            .wait(|objects| {
-                let properties = objects.get(lease)?;
-                match properties.get("state")?.text.as_str() {
-                    "ready" => Some(Ok(properties.get("info")?.clone())),
-                    "error" => {
-                        let error = properties.get("error").cloned().unwrap_or_default();
-                        Some(Err(Fault::of_task(&error)))
-                    }
-                    _ => None,
+        let ready = collector.wait(|objects| {
+            let properties = objects.get(lease)?;
+            match properties.get("state")?.text.as_str() {
+                "ready" => Some(Ok(properties.get("info")?.clone())),
+                "error" => {
+                    let error = properties.get("error").cloned().unwrap_or_default();
+                    Some(Err(Fault::of_task(&error)))
                 }
-            })
-            .await?
+                _ => None,
+            }
+        });
+        let gone = |_| Error::TaskGone {
+            method: "ImportVApp",
+            object: lease.clone(),
+        };
+        let info = tokio::time::timeout(READY, ready)
+            .await
+            .map_err(gone)??
             .map_err(|source| Error::Fault {
                 method: "ImportVApp",
                 object: lease.clone(),

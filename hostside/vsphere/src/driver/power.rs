@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hypervisor::{Cause, MachineId, PowerOff, PowerState, StopCause};
 
@@ -18,8 +18,11 @@ use crate::types::{
     SuspendVM_Task, VirtualMachineConfigSpec, VirtualMachinePowerState as Power,
 };
 
-/// Events that say how a machine went off.
-const ENDINGS: &[&str] = &["VmPoweredOffEvent", "VmGuestShutdownEvent"];
+const ON: &str = "VmPoweredOnEvent";
+const OFF: &str = "VmPoweredOffEvent";
+const ASKED: &str = "VmGuestShutdownEvent";
+/// How long the event may come after the state it tells of.
+const EVENT: Duration = Duration::from_secs(10);
 
 impl Core {
     pub async fn power_on(self: Arc<Self>, id: &MachineId) -> Result<(), Cause> {
@@ -41,11 +44,36 @@ impl Core {
         }
         // The last run's end is written down before the next begins.
         self.settle(id).await?;
+        let (_, properties) = self.find(id)?;
         self.begin_run(&object, &properties).await?;
         cell.console.begin(self.serial.clone(), *id);
-        self.switch_on(&object)
-            .await
-            .inspect_err(|_| cell.console.end())
+        let on = self.switch_on(&object).await;
+        if on.is_err() {
+            cell.console.end();
+            self.no_run(&object, &properties).await;
+        }
+        on
+    }
+
+    /// Takes back that a run began; `before` is what the machine was.
+    async fn no_run(&self, object: &ManagedObject, before: &Properties) {
+        let was = view::entries(before);
+        let edit =
+            [record::STARTED, record::CAUSE]
+                .into_iter()
+                .fold(Edit::default(), |edit, key| {
+                    match record::value(&was, key) {
+                        Some(value) => edit.set(key, &value, &was),
+                        None => edit.plain(key, ""),
+                    }
+                });
+        let spec = VirtualMachineConfigSpec {
+            extraConfig: edit.options(),
+            ..VirtualMachineConfigSpec::default()
+        };
+        if let Err(error) = self.reconfigure_machine(object, spec).await {
+            tracing::warn!(machine = %object, error = %chain(&error), "its record has a start that was none");
+        }
     }
 
     /// Writes down that a run begins now, and with which CPUs and memory.
@@ -262,10 +290,9 @@ impl Core {
             let cause = StopCause::HypervisorFailed { detail };
             (SystemTime::now(), cause)
         };
-        match self.endings(object).await {
-            Ok(events) => ending_of(&events, started).unwrap_or_else(|| {
-                unknown("it is off, and the server has no event that says why".into())
-            }),
+        match self.ask_events(object).await {
+            Ok(Some((when, cause))) => (when.max(started), cause),
+            Ok(None) => unknown("it is off, and the server has no event that says why".into()),
             Err(error) => unknown(format!(
                 "it is off, and why cannot be asked: {}",
                 chain(&error)
@@ -273,8 +300,10 @@ impl Core {
         }
     }
 
-    /// The newest events of a machine that say how it went off.
-    async fn endings(&self, object: &ManagedObject) -> Result<Vec<Node>, crate::session::Error> {
+    async fn ask_events(
+        &self,
+        object: &ManagedObject,
+    ) -> Result<Option<(SystemTime, StopCause)>, crate::session::Error> {
         let manager = self
             .client
             .manager("event manager", |content| &content.eventManager)?;
@@ -286,24 +315,39 @@ impl Core {
                     recursion: EventFilterSpecRecursionOption::Itself,
                 }),
                 disableFullMessage: Some(false),
-                eventTypeId: ENDINGS.iter().map(|name| (*name).to_owned()).collect(),
+                eventTypeId: [ON, OFF, ASKED].map(str::to_owned).into(),
                 maxCount: None,
             },
         };
         let history = self.client.call(&query).await?;
-        let page = place::read(&self.client, place::of_one(&history, &["latestPage"])).await;
+        let answer = self.read_history(&history).await;
         // A client has 32 of them at most.
         let ended = self.client.call(&DestroyCollector { _this: history }).await;
         if let Err(error) = ended {
             tracing::debug!(error = %chain(&error), "a history collector is left to its session's end");
         }
-        let mut events = Vec::new();
-        for (_, mut properties) in page? {
-            if let Some(page) = properties.remove("latestPage") {
-                events.extend(page.children);
-            }
+        answer
+    }
+
+    /// Reads a history, and waits for the event that is not in it yet.
+    async fn read_history(
+        &self,
+        history: &ManagedObject,
+    ) -> Result<Option<(SystemTime, StopCause)>, crate::session::Error> {
+        let page = || place::of_one(history, &["latestPage"]);
+        let found = place::read(&self.client, page()).await?;
+        let ending = |properties: &Properties| ending_of(&properties.get("latestPage")?.children);
+        if let Some(ending) = found.first().and_then(|(_, properties)| ending(properties)) {
+            return Ok(Some(ending));
         }
-        Ok(events)
+        let watched = self.collector.watch(page()).await?;
+        let waited = self.collector.wait(|objects| ending(objects.get(history)?));
+        let waited = tokio::time::timeout(EVENT, waited).await;
+        self.collector.unwatch(watched, history).await;
+        match waited {
+            Ok(found) => found.map(Some),
+            Err(_) => Ok(None),
+        }
     }
 }
 
@@ -314,24 +358,17 @@ fn already(error: &crate::session::Error, state: &str) -> bool {
     })
 }
 
-/// The end of the run that began at `started`, by the events of it. A power off without a user is the
-/// guest's own.
-fn ending_of(events: &[Node], started: SystemTime) -> Option<(SystemTime, StopCause)> {
-    let time = |event: &Node| SystemTime::read(event.child("createdTime")?).ok();
-    // The server's clock and this one's may differ by some seconds.
-    let slack = std::time::Duration::from_secs(30);
-    let last = events
-        .iter()
-        .filter(|event| event.type_name() == "VmPoweredOffEvent")
-        .filter(|event| time(event).is_some_and(|time| time + slack >= started))
-        .max_by_key(|event| time(event))?;
-    let when = time(last)?.max(started);
-    let by_guest = events.iter().any(|event| {
-        event.type_name() == "VmGuestShutdownEvent"
-            && time(event).is_some_and(|time| time + slack >= started)
-    });
-    let user = last.text_of("userName").unwrap_or_default().trim();
-    let cause = match user.is_empty() || by_guest {
+/// The end of the last run, by events in any order: what came after the last power on. A power off without a
+/// user, or one that the guest was asked for, is the guest's own.
+fn ending_of(events: &[Node]) -> Option<(SystemTime, StopCause)> {
+    let key = |event: &Node| event.text_of("key")?.trim().parse::<i64>().ok();
+    let of = |kind: &'static str| events.iter().filter(move |event| event.type_name() == kind);
+    let on = of(ON).filter_map(key).max();
+    let of_run = |event: &&Node| key(event) > on;
+    let off = of(OFF).filter(of_run).max_by_key(|event| key(event))?;
+    let when = SystemTime::read(off.child("createdTime")?).ok()?;
+    let user = off.text_of("userName").unwrap_or_default().trim();
+    let cause = match user.is_empty() || of(ASKED).any(|event| of_run(&event)) {
         true => StopCause::GuestShutdown,
         false => StopCause::PoweredOff,
     };
@@ -341,9 +378,9 @@ fn ending_of(events: &[Node], started: SystemTime) -> Option<(SystemTime, StopCa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
-    fn event(kind: &str, seconds: u64, user: &str) -> Node {
+    fn event(key: u64, kind: &str, user: &str) -> Node {
         let leaf = |name: &str, text: String| Node {
             name: name.into(),
             text,
@@ -355,10 +392,8 @@ mod tests {
                 name: kind.into(),
             }),
             children: vec![
-                leaf(
-                    "createdTime",
-                    format!("2024-01-01T00:{:02}:{:02}Z", seconds / 60, seconds % 60),
-                ),
+                leaf("key", key.to_string()),
+                leaf("createdTime", format!("2024-01-01T00:00:{key:02}Z")),
                 leaf("userName", user.into()),
             ],
             ..Node::default()
@@ -366,30 +401,26 @@ mod tests {
     }
 
     #[test]
-    fn who_powered_a_machine_off_is_told_by_its_events() {
-        let day = UNIX_EPOCH + Duration::from_secs(1_704_067_200);
-        let at = |seconds| day + Duration::from_secs(seconds);
-        let off = |seconds, user| event("VmPoweredOffEvent", seconds, user);
-        let check = |events: &[Node]| ending_of(events, at(100));
+    fn who_powered_a_machine_off_is_told_by_the_events_of_its_last_run() {
+        let at = |key: u64| UNIX_EPOCH + Duration::from_secs(1_704_067_200 + key);
+        let check = |events: &[Node]| ending_of(events);
         assert_eq!(check(&[]), None);
-        assert_eq!(check(&[off(10, "")]), None, "an earlier run's");
+        let first = [event(1, ON, "root"), event(2, OFF, "")];
+        assert_eq!(check(&first), Some((at(2), StopCause::GuestShutdown)));
+        let second = [&first[..], &[event(9, ON, "root")]].concat();
+        assert_eq!(check(&second), None, "what there is is of the run before");
+        let cut = [&[event(10, OFF, "root")], &second[..]].concat();
+        assert_eq!(check(&cut), Some((at(10), StopCause::PoweredOff)));
+        let asked = [
+            &second[..],
+            &[event(10, ASKED, "root"), event(11, OFF, "root")],
+        ]
+        .concat();
+        assert_eq!(check(&asked), Some((at(11), StopCause::GuestShutdown)));
         assert_eq!(
-            check(&[off(10, ""), off(200, "")]),
-            Some((at(200), StopCause::GuestShutdown))
-        );
-        assert_eq!(
-            check(&[off(200, "root")]),
-            Some((at(200), StopCause::PoweredOff))
-        );
-        let asked = event("VmGuestShutdownEvent", 190, "root");
-        assert_eq!(
-            check(&[asked, off(200, "root")]),
-            Some((at(200), StopCause::GuestShutdown))
-        );
-        // A server whose clock is late.
-        assert_eq!(
-            check(&[off(90, "")]),
-            Some((at(100), StopCause::GuestShutdown))
+            check(&[event(3, OFF, "x")]),
+            Some((at(3), StopCause::PoweredOff)),
+            "the power on is forgotten"
         );
     }
 }
