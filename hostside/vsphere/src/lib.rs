@@ -18,4 +18,4 @@ pub mod task;
 pub mod transport;
 pub mod types;
 
-pub use driver::{DiskUpload, Options, PlaceNames, Vsphere};
+pub use driver::{Options, PlaceNames, Vsphere};

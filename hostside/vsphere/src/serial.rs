@@ -2,13 +2,13 @@
 //!
 //! The concentrator of this crate is one; a test may have another.
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use hypervisor::{ChannelIo, MachineId};
 
-/// What carries tether's channel: the machine's second serial port.
-pub const CHANNEL: &str = "channel";
-/// What carries the guest's console: its first.
-pub const CONSOLE: &str = "console";
+use crate::concentrator::Concentrator;
+pub use crate::concentrator::{CHANNEL, CONSOLE};
 
 /// Serial ports by machine and service.
 #[async_trait]
@@ -29,4 +29,46 @@ pub trait SerialPorts: Send + Sync + 'static {
 
     /// Takes [`Self::admit`] back and closes the machine's connections.
     fn forget(&self, id: MachineId);
+}
+
+/// A concentrator, and the name by which hosts reach it.
+#[derive(Debug)]
+pub struct Reached {
+    concentrator: Concentrator,
+    authority: String,
+}
+
+impl Reached {
+    /// This concentrator, reached at `authority`, a host and a port as they stand in a URL; without, at the
+    /// address it listens on.
+    pub fn new(concentrator: Concentrator, authority: Option<String>) -> Self {
+        let own = |address: SocketAddr| address.to_string();
+        Self {
+            authority: authority.unwrap_or_else(|| own(concentrator.local_addr())),
+            concentrator,
+        }
+    }
+}
+
+#[async_trait]
+impl SerialPorts for Reached {
+    fn proxy_uri(&self) -> String {
+        format!("telnet://{}", self.authority)
+    }
+
+    async fn connect(&self, id: MachineId, service: &str) -> std::io::Result<Box<dyn ChannelIo>> {
+        let stream = self
+            .concentrator
+            .connect_to(*id.as_bytes(), service)
+            .await?;
+        Ok(Box::new(stream))
+    }
+
+    fn admit(&self, id: MachineId) {
+        self.concentrator.admit(*id.as_bytes());
+    }
+
+    fn forget(&self, id: MachineId) {
+        self.concentrator.forget(*id.as_bytes());
+    }
 }

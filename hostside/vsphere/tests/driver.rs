@@ -26,7 +26,7 @@ use vsphere::types::{
     PropertyFilterSpec, PropertySpec, RetrieveOptions, RetrievePropertiesEx, Selection,
     ShutdownGuest, TraversalSpec,
 };
-use vsphere::{DiskUpload, Options, PlaceNames, Vsphere};
+use vsphere::{Options, PlaceNames, Vsphere};
 
 /// Serial ports whose other ends the test has.
 #[derive(Default)]
@@ -85,7 +85,7 @@ struct Rig {
     image: PathBuf,
 }
 
-fn options(simulator: &Simulator, upload: DiskUpload) -> Options {
+fn options(simulator: &Simulator) -> Options {
     Options {
         session: simulator.options(),
         vch: "vch1".into(),
@@ -98,16 +98,11 @@ fn options(simulator: &Simulator, upload: DiskUpload) -> Options {
         },
         user_network: Some("VM Network".into()),
         state: simulator.directory.path().join("state"),
-        upload,
     }
 }
 
 impl Rig {
     async fn start(test: &str, kind: Kind) -> Option<Self> {
-        Self::start_with(test, kind, DiskUpload::Folder).await
-    }
-
-    async fn start_with(test: &str, kind: Kind, upload: DiskUpload) -> Option<Self> {
         let simulator = Simulator::start(test, kind)?;
         let store = simulator
             .directory
@@ -132,7 +127,7 @@ impl Rig {
         )
         .unwrap();
         let ports = Arc::new(Ports::default());
-        let driver = Vsphere::open(options(&simulator, upload), ports.clone()).await;
+        let driver = Vsphere::open(options(&simulator), ports.clone()).await;
         let driver = driver.unwrap_or_else(|error| panic!("{}", chain(&error)));
         Some(Self {
             simulator,
@@ -151,7 +146,7 @@ impl Rig {
             image,
         } = self;
         drop(driver);
-        let driver = Vsphere::open(options(&simulator, DiskUpload::Folder), ports.clone())
+        let driver = Vsphere::open(options(&simulator), ports.clone())
             .await
             .unwrap();
         Self {
@@ -401,15 +396,8 @@ async fn a_machine_is_what_its_specification_says() {
             std::fs::read(rig.on_datastore(path)).unwrap(),
             vec![7; 300_000]
         );
-        let sent =
-            std::fs::read(rig.on_datastore(&format!("vch1/images/{}.vmdk", "ab".repeat(32))))
-                .unwrap();
-        let mut expected = Vec::new();
-        image::vmdk::export_stream(&rig.image, &mut expected).unwrap();
-        assert!(
-            sent[1024..] == expected[1024..] && sent.len() == expected.len(),
-            "the image disk is there whole"
-        );
+        let disk = format!("vch1/images/{}.vmdk", "ab".repeat(32));
+        assert!(rig.on_datastore(&disk).exists());
         let option = |key: &str| {
             let mut all = config.children_named("extraConfig");
             all.find(|option| option.text_of("key") == Some(key))
@@ -695,7 +683,7 @@ async fn what_happens_while_no_controller_looks_is_found_out() {
             .await
             .unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let driver = Vsphere::open(options(&simulator, DiskUpload::Folder), ports.clone())
+        let driver = Vsphere::open(options(&simulator), ports.clone())
             .await
             .unwrap();
         let rig = Rig {
@@ -759,9 +747,10 @@ async fn answers_that_get_lost_and_sessions_that_end_change_nothing() {
         rig.driver.destroy(&id).await.unwrap();
         assert_eq!(rig.driver.list().await.unwrap(), []);
         let calls = rig.simulator.calls();
+        // The upload's machine is destroyed as well.
         assert_eq!(
             (calls["CreateVM_Task"], calls["Destroy_Task"]),
-            (1, 1),
+            (1, 2),
             "{calls:?}"
         );
     }
@@ -1029,12 +1018,12 @@ async fn a_removal_that_was_cut_short_is_finished_by_the_next_controller() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_disk_can_come_by_an_import_lease() {
     for kind in KINDS {
-        let Some(rig) = Rig::start_with("an_import_lease", kind, DiskUpload::Lease).await else {
+        let Some(rig) = Rig::start("an_import_lease", kind).await else {
             return;
         };
         let id = rig.make("leased").await;
-        // The simulator throws away what is sent to a lease; what can be seen is that the disk is in its
-        // place and nothing is left of the machine it came with.
+        // Without guests the simulator throws away what is sent to a lease; what can be seen is that the
+        // disk is in its place and nothing is left of the machine it came with.
         assert!(
             rig.on_datastore(&format!("vch1/images/{}.vmdk", "ab".repeat(32)))
                 .exists()
@@ -1068,10 +1057,8 @@ async fn many_machines_at_once_are_made_started_and_removed() {
     let calls = rig.driver.calls();
     assert_eq!(calls["CreateVM_Task"], 60);
     assert_eq!(calls["PowerOnVM_Task"], 60);
-    assert_eq!(
-        calls["uploading"], 2,
-        "one boot image, one image disk: {calls:?}"
-    );
+    let uploads = (calls["uploading"], calls["ImportVApp"]);
+    assert_eq!(uploads, (1, 1), "one boot image, one image disk: {calls:?}");
     let all = rig.driver.list().await.unwrap();
     assert!(all.len() == 60 && all.iter().all(|machine| machine.power == PowerState::On));
     for gone in join_all(ids.iter().map(|id| rig.driver.destroy(id))).await {
@@ -1086,7 +1073,7 @@ async fn a_place_that_is_not_there_is_reported_all_at_once() {
         let Some(simulator) = Simulator::start("a_place_that_is_not_there", kind) else {
             return;
         };
-        let mut options = options(&simulator, DiskUpload::Folder);
+        let mut options = options(&simulator);
         options.place.pool = "/nowhere/pool".into();
         options.place.datastore = "no-such".into();
         let error = Vsphere::open(options, Arc::new(Ports::default()))

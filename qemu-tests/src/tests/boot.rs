@@ -242,18 +242,18 @@ fn debugged(t: &Context, command: &[&str]) -> Result<(Running, Stub)> {
 }
 
 /// The far end of GDB's remote serial protocol (GDB manual, appendix E).
-struct Stub(TcpStream);
+pub struct Stub(pub TcpStream);
 
 impl Stub {
     /// Sends a packet: `$`, the words, `#` and their sum.
-    fn tell(&mut self, words: &str) -> Result<()> {
+    pub fn tell(&mut self, words: &str) -> Result<()> {
         let sum = words.bytes().fold(0u8, u8::wrapping_add);
         self.0.write_all(format!("${words}#{sum:02x}").as_bytes())?;
         Ok(())
     }
 
     /// Receives one, and says so.
-    fn hear(&mut self) -> Result<String> {
+    pub fn hear(&mut self) -> Result<String> {
         let mut byte = [0];
         let mut next = || -> Result<u8> {
             self.0.read_exact(&mut byte)?;
@@ -275,7 +275,8 @@ impl Stub {
         Ok(words)
     }
 
-    fn ask(&mut self, words: &str) -> Result<String> {
+    /// Both.
+    pub fn ask(&mut self, words: &str) -> Result<String> {
         self.tell(words)?;
         self.hear()
     }

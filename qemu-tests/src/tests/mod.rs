@@ -16,6 +16,7 @@ mod run;
 mod signals;
 mod streams;
 mod terminal;
+mod vmware;
 
 use crate::harness::Test;
 
@@ -25,6 +26,7 @@ pub fn all() -> Vec<Test> {
         run::TESTS,
         failures::TESTS,
         boot::TESTS,
+        vmware::TESTS,
         fork::TESTS,
         flags::TESTS,
         signals::TESTS,

@@ -3,6 +3,7 @@
 
 use crate::failure::{Context, Result, invalid};
 use crate::files;
+use crate::guestinfo;
 use crate::mount::{CLOSED, mount};
 use crate::prelude::*;
 use rustix::mount::MountFlags;
@@ -145,14 +146,16 @@ impl Identity {
             Some((boot_id, uuid)) if boot_id == [0; 16] && uuid == [0; 16] => Ok(Self::Template),
             Some((boot_id, uuid)) => Ok(Self::Own { boot_id, uuid }),
             None => Err(invalid(
-                "fw_cfg opt/tether/identity is not 64 hexadecimal digits",
+                "the identity that the host left is not 64 hexadecimal digits",
             )),
         }
     }
 }
 
+/// QEMU's fw_cfg `opt/tether/NAME`, or VMware's `guestinfo.tether.NAME`.
 fn firmware(name: &str) -> Option<Vec<u8>> {
-    files::content(format!("{FIRMWARE}/{name}/raw")).ok()
+    let file = files::content(format!("{FIRMWARE}/{name}/raw"));
+    file.ok().or_else(|| guestinfo::read(name))
 }
 
 /// The channel's key as the firmware has it now.
@@ -163,17 +166,19 @@ pub fn firmware_key() -> Result<[u8; 32]> {
     key_of(firmware("key").unwrap_or_default())
 }
 
+/// 32 bytes, or as many hexadecimal digits as a guestinfo value needs, which is text.
 fn key_of(bytes: Vec<u8>) -> Result<[u8; 32]> {
-    bytes.try_into().map_err(|bytes: Vec<u8>| {
+    let digits = core::str::from_utf8(&bytes).ok().and_then(hexadecimal);
+    digits.or_else(|| bytes[..].try_into().ok()).ok_or_else(|| {
         invalid(format!(
-            "fw_cfg opt/tether/key has {} bytes, not 32",
+            "the key that the host left has {} bytes: neither 32 nor 64 hexadecimal digits",
             bytes.len()
         ))
     })
 }
 
 impl Configuration {
-    /// From QEMU's fw_cfg where it holds them, else from the kernel command line.
+    /// From QEMU's fw_cfg or VMware's guestinfo where they hold them, else from the kernel command line.
     ///
     /// # Errors
     /// No channel, or one that makes no sense; a key of the wrong form.
@@ -193,7 +198,7 @@ impl Configuration {
     ) -> Result<Self> {
         let channel = match firmware_channel {
             Some(bytes) => String::from_utf8(bytes)
-                .map_err(|_| invalid("fw_cfg opt/tether/channel is not text"))?,
+                .map_err(|_| invalid("the channel that the host left is not text"))?,
             None => parameter(line, "tether.channel").map(str::to_owned).ok_or_else(|| {
                 invalid(
                     "no channel: put tether.channel=vsock:PORT, virtio:PORTNAME or serial:TTY on \
@@ -265,6 +270,16 @@ mod tests {
         check("vsock:many", None);
         check("tcp:1", None);
         check("", None);
+    }
+
+    #[test]
+    fn a_key_may_be_digits() {
+        let digits = "0f".repeat(32);
+        assert_eq!(key_of(digits.into_bytes()).unwrap(), [15; 32]);
+        assert_eq!(key_of(vec![b'a'; 32]).unwrap(), [b'a'; 32]);
+        for wrong in [vec![b'g'; 64], vec![b'a'; 63], Vec::new()] {
+            assert!(key_of(wrong).is_err());
+        }
     }
 
     #[test]

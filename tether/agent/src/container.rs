@@ -5,6 +5,7 @@
 
 use crate::cgroup::{Group, Groups};
 use crate::failure::{Context, Result};
+use crate::guestinfo::Facts;
 use crate::poller::{Poller, Token};
 use crate::prelude::*;
 use crate::process::{Death, Processes, Surroundings};
@@ -181,6 +182,14 @@ impl Container {
         self.advance_tasks();
     }
 
+    /// What a hypervisor's client shows of the machine.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            name: self.names.0.clone(),
+            nics: self.network.nics(),
+        }
+    }
+
     /// When [`Container::expire`] has to be called at the latest.
     pub fn deadline(&self) -> Option<u64> {
         let task = self.tasks.front().map(Task::deadline);
@@ -295,7 +304,7 @@ impl Machine for Container {
     }
 
     fn shutdown(&mut self, ticket: Ticket, spec: ShutdownSpec) -> Outcome {
-        self.begin_shutdown(ticket, spec)
+        self.begin_shutdown(Some(ticket), spec)
     }
 
     fn mount(&mut self, ticket: Ticket, mount: Mount) -> Outcome {

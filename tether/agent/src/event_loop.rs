@@ -7,6 +7,7 @@ use crate::clock;
 use crate::container::Container;
 use crate::failure::{Context, Result};
 use crate::fork::NewMachine;
+use crate::guestinfo::{self, Tools};
 use crate::poller::{Event, Poller, Token};
 use crate::prelude::*;
 use crate::reaper::Reaper;
@@ -29,6 +30,8 @@ pub struct Tether {
     channel: Channel,
     reaper: Reaper,
     uevents: OwnedFd,
+    /// On a VMware platform.
+    tools: Option<Tools>,
     /// Whether the next host to come comes to a fork of this machine.
     is_template: bool,
 }
@@ -53,6 +56,7 @@ impl Tether {
             channel,
             reaper,
             uevents,
+            tools: guestinfo::door().map(|_| Tools::default()),
             is_template: configuration.is_template,
         })
     }
@@ -72,13 +76,33 @@ impl Tether {
             if self.container.deadline().is_some_and(|due| due <= now) {
                 self.container.expire(now);
             }
+            self.look_at_hypervisor(now);
+        }
+    }
+
+    /// Shows a VMware host that the machine lives, and does what it asks.
+    fn look_at_hypervisor(&mut self, now: u64) {
+        let Some(tools) = self.tools.as_mut().filter(|tools| tools.deadline() <= now) else {
+            return;
+        };
+        // Without its backdoor it is not looked for again.
+        let Some(mut door) = guestinfo::door() else {
+            self.tools = None;
+            return;
+        };
+        let action = tools.look(&mut door, now, || self.container.facts());
+        // What follows may make processes, which must not have the privilege.
+        drop(door);
+        if let Some(action) = action {
+            self.container.shut_down_for_hypervisor(action);
         }
     }
 
     /// Milliseconds until something is due, rounded up.
     fn timeout(&self) -> Option<u64> {
         let session = self.session.timeout().map(|time| time.0);
-        let due = [session, self.container.deadline()]
+        let tools = self.tools.as_ref().map(Tools::deadline);
+        let due = [session, self.container.deadline(), tools]
             .into_iter()
             .flatten()
             .min()?;

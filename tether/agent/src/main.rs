@@ -28,6 +28,7 @@ mod event_loop;
 mod failure;
 mod files;
 mod fork;
+mod guestinfo;
 mod identity;
 mod log;
 mod mount;
@@ -71,6 +72,7 @@ fn begin() -> Result<Tether> {
     boot::mount_file_systems()?;
     log::open();
     boot::protect();
+    guestinfo::tell_platform();
     let configuration = boot::Configuration::read()?;
     let tether = Tether::new(&configuration)?;
     info!("ready on {:?}", configuration.channel);

@@ -31,9 +31,9 @@ pub struct Shutdown {
 
 enum Phase {
     /// The main process was asked to stop.
-    Stopping { ticket: Ticket },
+    Stopping { ticket: Option<Ticket> },
     /// Everything was killed.
-    Killing { ticket: Ticket },
+    Killing { ticket: Option<Ticket> },
     /// The answer is on its way.
     Flushing,
 }
@@ -46,8 +46,8 @@ impl Shutdown {
 }
 
 impl Container {
-    /// Starts it.
-    pub fn begin_shutdown(&mut self, ticket: Ticket, spec: ShutdownSpec) -> Outcome {
+    /// Starts it; without a ticket nobody on the channel has asked for it.
+    pub fn begin_shutdown(&mut self, ticket: Option<Ticket>, spec: ShutdownSpec) -> Outcome {
         if self.shutdown.is_some() {
             return Outcome::Done(Err(Error::new(
                 ErrorKind::Busy,
@@ -78,6 +78,21 @@ impl Container {
         Outcome::Later
     }
 
+    /// The hypervisor asks for it, as "Shut down guest" of vSphere's client does. It knows no stop signal:
+    /// the main process gets what `docker stop` sends by default.
+    pub fn shut_down_for_hypervisor(&mut self, action: Action) {
+        self.events.push(MachineEvent::Warning {
+            message: "the hypervisor asked for a shutdown".to_owned(),
+        });
+        let spec = ShutdownSpec {
+            signal: libc::SIGTERM as u8,
+            grace_ms: 10_000,
+            action,
+        };
+        // One that is under way already is as good.
+        let _ = self.begin_shutdown(None, spec);
+    }
+
     /// Goes as far as it goes; called whenever a child died or time has passed.
     pub fn advance_shutdown(&mut self) {
         let Some(shutdown) = &mut self.shutdown else {
@@ -105,7 +120,8 @@ impl Container {
                     });
                 }
                 shutdown.until = clock::now() + FLUSHING;
-                self.answers.push((ticket, Ok(Reply::Done)));
+                self.answers
+                    .extend(ticket.map(|ticket| (ticket, Ok(Reply::Done))));
             }
         }
     }

@@ -172,28 +172,6 @@ impl Directory {
         self.rename(collector, &partial, to).await
     }
 
-    /// Makes an empty file.
-    ///
-    /// # Errors
-    ///
-    /// The server does not take it.
-    pub async fn put_empty(&self, file: &DatastorePath) -> Result<(), Error> {
-        let mut request = Request::new(full(""));
-        *request.method_mut() = Method::PUT;
-        let what = "making";
-        match self
-            .send(what, request, file, Duration::from_secs(60))
-            .await?
-        {
-            200..=299 => Ok(()),
-            status => Err(Error::File {
-                what,
-                place: file.to_string(),
-                status,
-            }),
-        }
-    }
-
     /// Gives a file another name. What has that name already is replaced by what is the same.
     async fn rename(
         &self,

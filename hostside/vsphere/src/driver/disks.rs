@@ -30,16 +30,6 @@ use super::{cause, unsupported};
 use crate::property::Collector;
 use crate::session::chain;
 
-/// How image disks and volumes get onto the datastore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DiskUpload {
-    /// By an import lease, as OVF imports do: the server makes a disk of its own kind of it.
-    #[default]
-    Lease,
-    /// As a file. For servers that run `streamOptimized` disks as they are, which ESXi does not.
-    Folder,
-}
-
 /// A disk that a machine can have.
 #[derive(Debug, Clone)]
 pub struct Prepared {
@@ -77,7 +67,6 @@ struct Head {
 pub struct Disks {
     directory: Directory,
     ledger: PathBuf,
-    upload: DiskUpload,
     lease: Lease,
     /// One at a time for each file of the datastore.
     locks: Mutex<HashMap<DatastorePath, Arc<tokio::sync::Mutex<bool>>>>,
@@ -92,17 +81,11 @@ impl Disks {
     /// # Errors
     ///
     /// The local directory cannot be made.
-    pub fn open(
-        directory: Directory,
-        ledger: PathBuf,
-        upload: DiskUpload,
-        lease: Lease,
-    ) -> Result<Self, Cause> {
+    pub fn open(directory: Directory, ledger: PathBuf, lease: Lease) -> Result<Self, Cause> {
         fs::create_dir_all(&ledger).map_err(file("cannot make directory", &ledger))?;
         Ok(Self {
             directory,
             ledger,
-            upload,
             lease,
             locks: Mutex::default(),
             digests: Mutex::default(),
@@ -308,36 +291,16 @@ impl Disks {
             .unwrap_or_else(|error| Err(Cause::because("the export failed", error)));
         self.sending.fetch_add(1, Ordering::SeqCst);
         let sent = match written {
-            Ok(()) => match self.upload {
-                DiskUpload::Folder => self.put(collector, &stream, target).await,
-                DiskUpload::Lease => {
-                    let lease = &self.lease;
-                    lease
-                        .import(collector, &self.directory, &stream, target, size)
-                        .await
-                }
-            }
-            .map_err(|error| cause(&format!("{} cannot be uploaded", local.display()), error)),
+            Ok(()) => self
+                .lease
+                .import(collector, &self.directory, &stream, target, size)
+                .await
+                .map_err(|error| cause(&format!("{} cannot be uploaded", local.display()), error)),
             Err(error) => Err(error),
         };
         self.sending.fetch_sub(1, Ordering::SeqCst);
         let _ = fs::remove_file(&stream);
         sent
-    }
-
-    /// Sends a disk as a file, after an empty extent, without which such a server takes it for no disk.
-    async fn put(
-        &self,
-        collector: &Collector,
-        stream: &Path,
-        target: &DatastorePath,
-    ) -> Result<(), crate::session::Error> {
-        let extent = DatastorePath {
-            datastore: target.datastore.clone(),
-            path: format!("{}-flat.vmdk", target.path.trim_end_matches(".vmdk")),
-        };
-        self.directory.put_empty(&extent).await?;
-        self.directory.upload(collector, stream, target).await
     }
 
     /// Removes what belonged to local disks that are gone, unless a machine has it.

@@ -50,7 +50,6 @@ use hypervisor::{
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-pub use disks::DiskUpload;
 pub use place::PlaceNames;
 
 use crate::property::{Collector, Objects, Properties};
@@ -77,8 +76,6 @@ pub struct Options {
     pub user_network: Option<String>,
     /// A local directory for what is known of disks.
     pub state: PathBuf,
-    /// How disks get onto the datastore.
-    pub upload: DiskUpload,
 }
 
 /// The vSphere driver of one VCH. Dropping it leaves its machines as they are.
@@ -211,12 +208,7 @@ impl Vsphere {
             pool: place.pool.clone(),
             folder: place.folder.clone(),
         };
-        let disks = disks::Disks::open(
-            directory,
-            options.state.join("disks"),
-            options.upload,
-            lease,
-        )?;
+        let disks = disks::Disks::open(directory, options.state.join("disks"), lease)?;
         disks
             .make_directories()
             .await

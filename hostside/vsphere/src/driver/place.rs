@@ -1,7 +1,6 @@
 //! Where a VCH is in a server's inventory, and the networks its machines can be attached to.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use hypervisor::Cause;
 
@@ -159,7 +158,8 @@ pub fn properties(kind: &str, paths: &[&str]) -> PropertySpec {
 pub struct Networks {
     client: Client,
     datacenter: ManagedObject,
-    known: Mutex<HashMap<String, Backing>>,
+    /// Held while they are looked for, so that many who do not find one look once.
+    known: tokio::sync::Mutex<HashMap<String, Backing>>,
 }
 
 impl Networks {
@@ -168,7 +168,7 @@ impl Networks {
         Self {
             client,
             datacenter,
-            known: Mutex::default(),
+            known: tokio::sync::Mutex::default(),
         }
     }
 
@@ -178,17 +178,16 @@ impl Networks {
     ///
     /// There is none of this name; the ones there are are named.
     pub async fn backing(&self, name: &str) -> Result<Backing, Cause> {
-        let known = |all: &HashMap<String, Backing>| all.get(name).cloned();
-        if let Some(backing) = known(&self.known.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(backing);
+        let mut known = self.known.lock().await;
+        if let Some(backing) = known.get(name) {
+            return Ok(backing.clone());
         }
-        let all = self
+        *known = self
             .look()
             .await
             .map_err(|error| Cause::because("the networks cannot be listed", error))?;
-        let found = known(&all);
-        let mut names: Vec<String> = all.keys().cloned().collect();
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        let found = known.get(name).cloned();
+        let mut names: Vec<String> = known.keys().cloned().collect();
         found.ok_or_else(|| {
             names.sort();
             Cause::hypervisor(format!(

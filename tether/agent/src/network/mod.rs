@@ -11,6 +11,7 @@ mod sockets;
 
 use crate::failure::{Context, Result, invalid};
 use crate::files;
+use crate::guestinfo::{Nic, NicAddress};
 use crate::poller::Poller;
 use crate::root::write_file;
 use core::net::{IpAddr, Ipv4Addr};
@@ -159,6 +160,35 @@ impl State {
             "resolv.conf",
             &names::resolv_conf(&self.wanted.dns, &servers)?,
         )
+    }
+
+    /// The vNICs that were asked for, with what addresses they have.
+    pub fn nics(&self) -> Vec<Nic> {
+        let of = |address: Address, leased| NicAddress {
+            address: address.address,
+            prefix: address.prefix,
+            leased,
+        };
+        let interface = |interface: &Interface| {
+            let addresses = match &interface.addressing {
+                InterfaceAddressing::Static { addresses, .. } => addresses
+                    .iter()
+                    .map(|address| of(*address, false))
+                    .collect(),
+                InterfaceAddressing::Dhcp => self
+                    .clients
+                    .iter()
+                    .filter(|client| client.interface() == interface.name)
+                    .filter_map(Client::lease)
+                    .map(|lease| of(lease.prefixed(), true))
+                    .collect(),
+            };
+            Nic {
+                mac: interface.mac.to_string(),
+                addresses,
+            }
+        };
+        self.wanted.interfaces.iter().map(interface).collect()
     }
 
     /// The name of a vNIC that still waits for its first lease.

@@ -3,6 +3,7 @@
 
 #[cfg(all(target_env = "musl", panic = "abort", not(test)))]
 mod alone;
+pub mod backdoor;
 pub mod entry;
 mod init;
 pub mod spawn;
