@@ -29,6 +29,7 @@ LAYERS = {
 }
 # Only for tests of these.
 DEV_LAYERS = {"tether": {"tether-link"}, "tether-link": {"hypervisor"}, "qemu": {"tether-wire", "tether-link"},
+              "vsphere": {"tether-wire", "tether-link"},
               "docker-api": {"hypervisor"}}
 
 LICENCES = {

@@ -93,9 +93,13 @@ fn target_of(table: &[u8], wanted: &str) -> Option<u32> {
         })
 }
 
-/// The SCSI target of a block device, from the name of its device: host, channel, target and unit
-/// (Documentation/driver-api/scsi.rst, `scsi_device` names).
+/// The SCSI target of a disk, from the name of its device: host, channel, target and unit
+/// (Documentation/driver-api/scsi.rst, `scsi_device` names). A CD-ROM drive, which has a target of its own
+/// controller's, is none: its type is not 0 (SPC-4, 6.6.2).
 fn scsi_target(name: &str) -> Option<u32> {
+    if files::text(format!("{BLOCK}/{name}/device/type")).trim() != "0" {
+        return None;
+    }
     let units = files::names(format!("{BLOCK}/{name}/device/scsi_device")).ok()?;
     target_in(units.first()?)
 }

@@ -253,7 +253,11 @@ impl Core {
             // Known, and perhaps not written.
             (Some(Seen::Whole(view)), Some(known)) if view.power.is_off() => known,
             (Some(Seen::Unsettled), _) => {
-                let (stopped, cause) = self.ending(&object, record.started).await;
+                let (stopped, mut cause) = self.ending(&object, record.started).await;
+                if view::failed(&properties) {
+                    let detail = "the server says that it did not go off orderly: its host failed, or its process".into();
+                    cause = StopCause::HypervisorFailed { detail };
+                }
                 let ended = Ended {
                     started: record.started,
                     stopped,

@@ -22,6 +22,7 @@ const PATHS: &[&str] = &[
     "runtime.powerState",
     "runtime.host",
     "runtime.connectionState",
+    "runtime.cleanPowerOff",
 ];
 
 /// The filter that watches every machine in a pool.
@@ -61,6 +62,13 @@ pub fn power(properties: &Properties) -> VirtualMachinePowerState {
         .get("runtime.powerState")
         .map(|node| node.text.trim());
     VirtualMachinePowerState::from(text.unwrap_or("poweredOff"))
+}
+
+/// Whether the server says of a machine that is off that it did not go off orderly (API reference,
+/// `VirtualMachineRuntimeInfo.cleanPowerOff`).
+pub fn failed(properties: &Properties) -> bool {
+    let clean = properties.get("runtime.cleanPowerOff");
+    clean.is_some_and(|node| node.text.trim() == "false")
 }
 
 /// What is written on a machine.

@@ -47,6 +47,11 @@ pub struct Simulator {
 impl Simulator {
     /// Starts one; `None`, and the reason printed, where there is none to start.
     pub fn start(test: &str, kind: Kind) -> Option<Self> {
+        Self::start_with(test, kind, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(test: &str, kind: Kind, arguments: &[&str]) -> Option<Self> {
         let Some(program) = std::env::var_os("VSPHERE_SIMULATOR") else {
             let _ = writeln!(
                 std::io::stderr(),
@@ -65,6 +70,7 @@ impl Simulator {
             .arg(&password)
             .arg("--datastore")
             .arg(directory.path().join("datastore"))
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
