@@ -21,7 +21,7 @@ LAYERS = {
     "hypervisor": {"tether-wire"},
     "network": set(),
     "qemu": {"hypervisor"},
-    "vsphere": {"hypervisor"},
+    "vsphere": {"hypervisor", "image"},
     "portlayer": {"tether-link", "tether-wire", "image", "hypervisor", "network"},
     "docker-api": {"portlayer"},
     "vch": {"tether-link", "tether-wire", "image", "hypervisor", "network", "qemu", "vsphere", "portlayer", "docker-api"},
@@ -29,6 +29,7 @@ LAYERS = {
 }
 # Only for tests of these.
 DEV_LAYERS = {"tether": {"tether-link"}, "tether-link": {"hypervisor"}, "qemu": {"tether-wire", "tether-link"},
+              "vsphere": {"tether-wire", "tether-link"},
               "docker-api": {"hypervisor"}}
 
 LICENCES = {

@@ -158,6 +158,12 @@ fn firmware(name: &str) -> Option<Vec<u8>> {
     file.ok().or_else(|| guestinfo::read(name))
 }
 
+/// Which disk is at which SCSI target, as the firmware has it now: `0=root,1=data`. A hypervisor whose disks have no
+/// serial that could be chosen says so.
+pub fn firmware_disks() -> Option<Vec<u8>> {
+    firmware("disks")
+}
+
 /// The channel's key as the firmware has it now.
 ///
 /// # Errors

@@ -1,8 +1,13 @@
 //! Finding disks: by serial number as the hypervisor gave it, or by ext4 label.
 //!
+//! vSphere gives a disk no serial number of anybody's choice; there the hypervisor says beside, in
+//! `guestinfo.tether.disks`, which serial is at which target of the SCSI controller. That is read whenever a disk is
+//! looked for, for disks come and go.
+//!
 //! Nothing here waits: the kernel says on its uevent socket when a block device appears, and the
 //! caller looks again.
 
+use crate::boot;
 use crate::failure::{Result, invalid};
 use crate::files;
 use crate::prelude::*;
@@ -21,10 +26,18 @@ pub fn find(disk: &DiskId) -> Result<Option<String>> {
     if wanted.is_empty() {
         return Err(invalid("a disk is named by an empty serial or label"));
     }
+    let target = match disk {
+        DiskId::Serial(serial) => {
+            boot::firmware_disks().and_then(|table| target_of(&table, serial))
+        }
+        DiskId::Label(_) => None,
+    };
     for name in files::names(BLOCK).unwrap_or_default() {
         let device = format!("/dev/{name}");
         let matches = match disk {
-            DiskId::Serial(serial) => has_serial(&name, serial),
+            DiskId::Serial(serial) => {
+                has_serial(&name, serial) || (target.is_some() && scsi_target(&name) == target)
+            }
             DiskId::Label(label) => {
                 label_of(&device).is_some_and(|found| found == label.as_bytes())
             }
@@ -67,6 +80,35 @@ fn has_serial(name: &str, wanted: &str) -> bool {
     serials(name)
         .iter()
         .any(|serial| serial == wanted.as_bytes())
+}
+
+/// The target of `wanted` in a table like `0=root,1=data`.
+fn target_of(table: &[u8], wanted: &str) -> Option<u32> {
+    core::str::from_utf8(table)
+        .ok()?
+        .split(',')
+        .find_map(|entry| {
+            let (target, serial) = entry.split_once('=')?;
+            (serial == wanted).then(|| target.trim().parse().ok())?
+        })
+}
+
+/// The SCSI target of a disk, from the name of its device: host, channel, target and unit
+/// (Documentation/driver-api/scsi.rst, `scsi_device` names). A CD-ROM drive, which has a target of its own
+/// controller's, is none: its type is not 0 (SPC-4, 6.6.2).
+fn scsi_target(name: &str) -> Option<u32> {
+    if files::text(format!("{BLOCK}/{name}/device/type")).trim() != "0" {
+        return None;
+    }
+    let units = files::names(format!("{BLOCK}/{name}/device/scsi_device")).ok()?;
+    target_in(units.first()?)
+}
+
+fn target_in(unit: &str) -> Option<u32> {
+    let mut parts = unit.split(':');
+    let target = parts.nth(2)?.parse().ok()?;
+    // A second unit of a target has another number in the end.
+    (parts.next() == Some("0") && parts.next().is_none()).then_some(target)
 }
 
 fn serials(name: &str) -> Vec<Vec<u8>> {
@@ -125,6 +167,21 @@ mod tests {
         assert_eq!(ext4_label(&superblock), Some(&b"data"[..]));
         superblock[0x78..0x88].copy_from_slice(b"sixteen-letters!");
         assert_eq!(ext4_label(&superblock), Some(&b"sixteen-letters!"[..]));
+    }
+
+    #[test]
+    fn a_disk_without_a_serial_is_known_by_its_target() {
+        let table = b"0=root,8=data,x=bad,9";
+        assert_eq!(target_of(table, "root"), Some(0));
+        assert_eq!(target_of(table, "data"), Some(8));
+        for absent in ["bad", "", "9", "roo"] {
+            assert_eq!(target_of(table, absent), None, "{absent}");
+        }
+        assert_eq!(target_of(b"", "root"), None);
+        assert_eq!(target_in("2:0:8:0"), Some(8));
+        for other in ["2:0:8:1", "2:0:8", "2:0:x:0", "", "2:0:8:0:0"] {
+            assert_eq!(target_in(other), None, "{other}");
+        }
     }
 
     #[test]
