@@ -72,6 +72,7 @@ pub use identity::{ContainerId, ContainerName, ExecId, InvalidName, NotAnIdentit
 pub use images::{ByteSource, Loaded};
 pub use layer::image_of;
 pub use log::{Follow, LogQuery, LogReader, LogRecord};
+pub use machine::DefaultNetwork;
 pub use port_layer::{Config, PortLayer, Usage, WaitFor};
 pub use stream::{AttachedInput, AttachedOutput, Attachment, InputClosed, Output, Piece, Wanted};
 pub use tether_wire::message::{ProcessInfo, Statistics};

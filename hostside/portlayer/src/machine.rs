@@ -27,6 +27,16 @@ const ROOT_SERIAL: &str = "root";
 /// How long disks and vNICs are waited for in the guest, milliseconds.
 const SETUP_DEADLINE_MS: u32 = 30_000;
 
+/// What containers are attached to that ask for no other network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DefaultNetwork {
+    /// A network of each one's own, with published ports.
+    #[default]
+    UserMode,
+    /// A port group of the hypervisor's, where they ask for an address (DHCP).
+    PortGroup(String),
+}
+
 /// What every VM of a VCH is made with.
 #[derive(Debug, Clone)]
 pub(crate) struct Mold {
@@ -34,6 +44,7 @@ pub(crate) struct Mold {
     pub start: Start,
     pub hardware: Hardware,
     pub channel: ChannelKind,
+    pub network: DefaultNetwork,
 }
 
 impl Mold {
@@ -52,8 +63,11 @@ impl Mold {
                     Some(mac) => *mac,
                     None => own_mac(&made.id)?,
                 },
-                attachment: Attachment::UserMode {
-                    published: made.published.clone(),
+                attachment: match &self.network {
+                    DefaultNetwork::UserMode => Attachment::UserMode {
+                        published: made.published.clone(),
+                    },
+                    DefaultNetwork::PortGroup(name) => Attachment::PortGroup(name.clone()),
                 },
             }],
         };
@@ -213,7 +227,8 @@ fn network(spec: &ContainerSpec, nics: &[NicSpec]) -> Network {
         })
         .collect();
     let mut servers = spec.network.dns.clone();
-    if servers.is_empty() && !interfaces.is_empty() {
+    let by_user_mode = |nic: &NicSpec| matches!(nic.attachment, Attachment::UserMode { .. });
+    if servers.is_empty() && nics.iter().any(by_user_mode) {
         servers.push(IpAddr::V4(UserNetwork::DNS));
     }
     let gateway = IpAddr::V4(UserNetwork::GATEWAY);

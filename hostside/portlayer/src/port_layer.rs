@@ -18,6 +18,7 @@ use crate::exec::Exec;
 use crate::identity::{ContainerId, ContainerName, ExecId};
 use crate::layer::Layer;
 use crate::log::{Follow, LogQuery, LogReader};
+use crate::machine::DefaultNetwork;
 use crate::spec::{ContainerSpec, LogSpec, ProcessSpec, Stdio, TerminalSize, Update};
 use crate::stream::{AttachedOutput, Attachment, Piece, Wanted};
 use crate::task::subject;
@@ -40,6 +41,8 @@ pub struct Config {
     pub hardware: Hardware,
     /// Their channel.
     pub channel: ChannelKind,
+    /// What they are attached to.
+    pub network: DefaultNetwork,
     /// What the VCH has, and what a container gets that does not say.
     pub limits: Limits,
 }

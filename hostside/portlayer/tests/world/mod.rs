@@ -73,6 +73,7 @@ impl World {
 
     pub fn config(&self) -> Config {
         Config {
+            network: portlayer::DefaultNetwork::default(),
             state: self.directory.path().join("vch"),
             hypervisor: Arc::new(self.host.open()),
             images: self.store.clone(),
