@@ -2,7 +2,8 @@
 //!
 //! From the wire up: [`soap`] is XML to values and back, [`types`] the typed subset of the API,
 //! [`transport`] HTTP over TLS to one server, [`session`] a logged-in client, [`property`] the one
-//! collector that everything is waited for with, [`task`] what a task came to. [`driver`] is the driver.
+//! collector that everything is waited for with, [`task`] what a task came to. [`driver`] is the driver,
+//! [`lifecycle`] how a VCH comes and goes.
 //! [`concentrator`] is where machines' serial ports arrive; [`serial`] is what the driver wants of it.
 
 #![forbid(unsafe_code)]
@@ -10,6 +11,7 @@
 pub mod concentrator;
 pub mod driver;
 pub mod faults;
+pub mod lifecycle;
 pub mod property;
 pub mod serial;
 pub mod session;

@@ -72,3 +72,23 @@ impl SerialPorts for Reached {
         self.concentrator.forget(*id.as_bytes());
     }
 }
+
+/// No serial ports: for who only removes machines.
+#[derive(Debug)]
+pub(crate) struct NoPorts;
+
+#[async_trait]
+impl SerialPorts for NoPorts {
+    fn proxy_uri(&self) -> String {
+        String::new()
+    }
+
+    async fn connect(&self, _id: MachineId, service: &str) -> std::io::Result<Box<dyn ChannelIo>> {
+        let text = format!("no {service} is carried here");
+        Err(std::io::Error::new(std::io::ErrorKind::Unsupported, text))
+    }
+
+    fn admit(&self, _id: MachineId) {}
+
+    fn forget(&self, _id: MachineId) {}
+}

@@ -172,6 +172,50 @@ impl Directory {
         self.rename(collector, &partial, to).await
     }
 
+    /// Writes a small file.
+    ///
+    /// # Errors
+    ///
+    /// The server does not take it.
+    pub async fn put(&self, file: &DatastorePath, bytes: Vec<u8>) -> Result<(), Error> {
+        let what = "uploading";
+        let mut request = Request::new(full(bytes));
+        *request.method_mut() = Method::PUT;
+        let (status, _) = self
+            .ask(what, request, file, Duration::from_secs(60))
+            .await?;
+        match status {
+            200..=299 => Ok(()),
+            status => Err(Error::File {
+                what,
+                place: file.to_string(),
+                status,
+            }),
+        }
+    }
+
+    /// Reads a small file; `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// The server does not give it.
+    pub async fn get(&self, file: &DatastorePath) -> Result<Option<Bytes>, Error> {
+        let what = "reading";
+        let request = Request::new(full(""));
+        let (status, body) = self
+            .ask(what, request, file, Duration::from_secs(60))
+            .await?;
+        match status {
+            200..=299 => Ok(Some(body)),
+            404 => Ok(None),
+            status => Err(Error::File {
+                what,
+                place: file.to_string(),
+                status,
+            }),
+        }
+    }
+
     /// Gives a file another name. What has that name already is replaced by what is the same.
     async fn rename(
         &self,
@@ -240,10 +284,21 @@ impl Directory {
     async fn send(
         &self,
         what: &'static str,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
         file: &DatastorePath,
         patience: Duration,
     ) -> Result<u16, Error> {
+        let (status, _) = self.ask(what, request, file, patience).await?;
+        Ok(status)
+    }
+
+    async fn ask(
+        &self,
+        what: &'static str,
+        mut request: Request<RequestBody>,
+        file: &DatastorePath,
+        patience: Duration,
+    ) -> Result<(u16, Bytes), Error> {
         let uri = format!(
             "/folder/{}?dcPath={}&dsName={}",
             escape(&file.path, true),
@@ -256,7 +311,7 @@ impl Directory {
             status: 400,
         })?;
         let response = self.client.send_file(what, request, patience).await?;
-        Ok(response.status().as_u16())
+        Ok((response.status().as_u16(), response.into_body()))
     }
 }
 

@@ -27,7 +27,7 @@ pub mod datastore;
 mod devices;
 pub mod disks;
 mod lease;
-mod place;
+pub(crate) mod place;
 mod power;
 mod record;
 mod repair;
