@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::args::host::HostCommand;
 use crate::args::serve::ServeArgs;
 use crate::args::{MachineArgs, RunArgs, size, unsupported};
 use crate::fork_command::ForkArgs;
@@ -42,6 +43,9 @@ pub enum Command {
     /// Templates that VMs are forked from
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// VCHs on vSphere
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Say what this machine lacks
     Doctor(JsonArgs),
 }

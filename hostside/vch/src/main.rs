@@ -16,6 +16,7 @@ mod doctor;
 mod failure;
 mod foreground;
 mod fork_command;
+mod host_commands;
 mod image_commands;
 mod images;
 mod input;
@@ -56,6 +57,7 @@ fn main() {
         Command::Serve(args) => serve::run(cli.state.as_deref(), *args),
         Command::Template(command) => template_commands::run(cli.state.as_deref(), command),
         Command::Fork(args) => fork_command::run(cli.state.as_deref(), &args),
+        Command::Host(command) => host_commands::run(cli.state.as_deref(), command),
         Command::Doctor(args) => doctor::run(&args),
     };
     terminal::restore();

@@ -8,14 +8,15 @@
 //!                docker.sock   where it listens unless told otherwise
 //! ```
 
+use crate::args::host::NamedArgs;
 use crate::args::serve::{DriverArg, LogFormat, ServeArgs};
 use crate::failure::Failure;
-use crate::{machine, paths, simulated};
+use crate::{host_commands, machine, paths, simulated};
 use anyhow::{Context, Result, bail};
 use docker_api::Vch;
 use docker_api::serve::{Host, Listener, Options};
-use hypervisor::{Boot, Cpus, Hypervisor, Memory};
-use portlayer::{Config, ContainerId, Limits, PortLayer};
+use hypervisor::{Boot, ChannelKind, Cpus, Hardware, Hypervisor, Memory, Start};
+use portlayer::{Config, ContainerId, DefaultNetwork, Limits, PortLayer};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::fs::File;
@@ -26,6 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use vsphere::concentrator::Concentrator;
+use vsphere::serial::Reached;
 
 /// Serves until it is told to end.
 ///
@@ -80,17 +83,21 @@ async fn serve(state: Option<&Path>, args: ServeArgs) -> Result<()> {
         boot,
         hypervisor,
         qemu,
+        start,
+        network,
+        devices: (hardware, channel),
+        memory,
     } = driver(&args, &machines, templates, &images).await?;
-    let (hardware, channel) = args.vm.hardware();
     let config = Config {
         state: containers,
         hypervisor,
         images,
         boot,
-        start: args.vm.start(),
+        start,
+        network,
         hardware,
         channel,
-        limits: limits(&args)?,
+        limits: limits(&args, memory)?,
     };
     let port_layer = PortLayer::open(config)
         .await
@@ -165,6 +172,11 @@ struct Driver {
     hypervisor: Arc<dyn Hypervisor>,
     /// The same, where it is QEMU's.
     qemu: Option<Arc<qemu::Qemu>>,
+    start: Start,
+    network: DefaultNetwork,
+    devices: (Hardware, ChannelKind),
+    /// Bytes that all VMs may have together, where the driver knows better than this host.
+    memory: Option<u64>,
 }
 
 /// How many clients can be connected. They may have half of the descriptors that this process may have, two
@@ -237,8 +249,13 @@ async fn driver(
                 boot,
                 hypervisor: qemu.clone(),
                 qemu: Some(qemu),
+                start: args.vm.start(),
+                network: DefaultNetwork::UserMode,
+                devices: args.vm.hardware(),
+                memory: None,
             })
         }
+        DriverArg::Vsphere => on_vsphere(args, machines).await,
         DriverArg::Fake => {
             // It boots nothing.
             let boot = Boot::Kernel {
@@ -251,15 +268,82 @@ async fn driver(
                 boot,
                 hypervisor: Arc::new(driver),
                 qemu: None,
+                start: args.vm.start(),
+                network: DefaultNetwork::UserMode,
+                devices: args.vm.hardware(),
+                memory: None,
             })
         }
     }
 }
 
-fn limits(args: &ServeArgs) -> Result<Limits> {
-    let memory = match args.memory {
-        Some(size) => size.0,
-        None => {
+/// A VCH that `vch host create` has made: its place and its networks are in its record on the server.
+async fn on_vsphere(args: &ServeArgs, machines: &Path) -> Result<Driver> {
+    let vm = &args.vm;
+    if vm.kernel.is_some() || vm.initrd.is_some() || !vm.append.is_empty() {
+        bail!("--kernel, --initrd and --append do not go with --driver vsphere: it boots the ISO");
+    }
+    let iso = vm.boot_image.as_ref().map(|at| at.join("tether.iso"));
+    let Some(iso) = iso.filter(|iso| iso.exists()) else {
+        bail!(
+            "no boot image: name the directory that scripts/boot-image prints with --boot-image or VCH_BOOT_IMAGE"
+        );
+    };
+    let named = NamedArgs {
+        name: args.name.clone(),
+        server: args.server.clone(),
+    };
+    let (client, vch) = host_commands::find(&named).await?;
+    host_commands::log_out(client).await;
+    let Some(network) = vch.spec.networks.first().cloned() else {
+        bail!("VCH {} has no network", args.name);
+    };
+    let concentrator = Concentrator::listen(args.concentrator.as_str()).await;
+    let concentrator = concentrator
+        .with_context(|| format!("cannot listen on {} for serial ports", args.concentrator))?;
+    let at = concentrator.local_addr();
+    if args.concentrator_name.is_none() && at.ip().is_unspecified() {
+        bail!(
+            "ESXi hosts cannot dial {at}: say by which name or address they reach this machine with --concentrator-name HOST:{}",
+            at.port()
+        );
+    }
+    tracing::info!(concentrator = %at, "hosts dial here");
+    let options = vsphere::Options {
+        session: args.server.session()?,
+        vch: vch.spec.name.clone(),
+        place: vch.place(),
+        user_network: None,
+        state: machines.to_owned(),
+    };
+    let serial = Arc::new(Reached::new(concentrator, args.concentrator_name.clone()));
+    let driver = vsphere::Vsphere::open(options, serial).await?;
+    let limit = vch.spec.memory.limit.and_then(|mb| u64::try_from(mb).ok());
+    if limit.is_none() && args.memory.is_none() {
+        bail!(
+            "VCH {} has no memory limit: give it one with vch host configure --memory-limit, or with --memory",
+            args.name
+        );
+    }
+    Ok(Driver {
+        boot: Boot::Iso {
+            iso,
+            firmware: hypervisor::Firmware::Bios,
+        },
+        hypervisor: Arc::new(driver),
+        qemu: None,
+        start: Start::Boot,
+        network: DefaultNetwork::PortGroup(network),
+        devices: (Hardware::Vmware, ChannelKind::Serial),
+        memory: limit.map(|mb| mb << 20),
+    })
+}
+
+fn limits(args: &ServeArgs, known: Option<u64>) -> Result<Limits> {
+    let memory = match (args.memory, known) {
+        (Some(size), _) => size.0,
+        (None, Some(known)) => known,
+        (None, None) => {
             let info = rustix::system::sysinfo();
             info.totalram.saturating_mul(info.mem_unit.into())
         }

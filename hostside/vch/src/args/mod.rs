@@ -4,6 +4,7 @@
 //! has one. Files are nouns; each turns one kind of flag's text into a value or a sentence.
 
 pub mod environment;
+pub mod host;
 pub mod hosts;
 pub mod publish;
 pub mod serve;
@@ -13,6 +14,7 @@ pub mod tmpfs;
 pub mod ulimit;
 pub mod unsupported;
 pub mod volume;
+pub mod vsphere;
 
 use clap::{ArgAction, Args, ValueEnum};
 use hypervisor::{ChannelKind, Hardware, Start};

@@ -21,7 +21,8 @@ pub struct ServeArgs {
     /// Image store [default: STATE/images]
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
-    /// Hypervisor: `qemu`, or `fake`, which only plays machines, for tests
+    /// Hypervisor: `qemu`; `vsphere`, for a VCH that `vch host create` has made; or `fake`, which only plays
+    /// machines, for tests
     #[arg(long, value_enum, default_value = "qemu")]
     pub driver: DriverArg,
     /// Memory of all VMs together [default: the host's]
@@ -66,6 +67,14 @@ pub struct ServeArgs {
     /// Guest memory that those may have together
     #[arg(long, value_name = "SIZE", default_value = "1g")]
     pub spares_memory: Size,
+    /// Where ESXi hosts dial to carry machines' channels (driver `vsphere`)
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:2377")]
+    pub concentrator: String,
+    /// The name by which they reach that [default: the address itself]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub concentrator_name: Option<String>,
+    #[command(flatten)]
+    pub server: super::vsphere::ServerArgs,
     #[command(flatten)]
     pub vm: VmArgs,
 }
@@ -75,6 +84,7 @@ pub struct ServeArgs {
 pub enum DriverArg {
     #[default]
     Qemu,
+    Vsphere,
     Fake,
 }
 
@@ -91,7 +101,7 @@ fn parse_host(text: &str) -> Result<Host, String> {
         .map_err(|error: docker_api::serve::ServeError| error.to_string())
 }
 
-fn name(text: &str) -> Result<String, String> {
+pub fn name(text: &str) -> Result<String, String> {
     let good = (1..=64).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text

@@ -69,8 +69,9 @@ impl ServerArgs {
                 (None, None) => Trust::System,
             },
             user: user.clone(),
-            password: password
-                .with_context(|| format!("no password of {user}: set {PASSWORD} or give --vsphere-password-file"))?,
+            password: password.with_context(|| {
+                format!("no password of {user}: set {PASSWORD} or give --vsphere-password-file")
+            })?,
             concurrency: CONCURRENCY,
         })
     }

@@ -492,7 +492,7 @@ impl Hypervisor for Vsphere {
                 })?;
             tokio::select! {
                 io = core.serial.connect(id, CHANNEL) => io
-                    .map(|io| Channel { io, kind: ChannelKind::Serial, carrier: Carrier::Serial, key })
+                    .map(|io| Channel { io, kind: ChannelKind::Serial, carrier: Carrier::Serial, key, claim: None })
                     .map_err(|error| Cause::because("the concentrator does not carry it", error)),
                 off = core.until_off(&object) => Err(off),
             }
