@@ -1,0 +1,147 @@
+// vsphere-simulator is a vCenter or an ESXi host for tests: govmomi's simulator, made truer where a
+// driver would notice, with faults on request and, if asked, real guests behind its virtual machines.
+//
+//	vsphere-simulator --kind vpx|esx --listen 127.0.0.1:0 --user NAME --password-file FILE \
+//	    --datastore DIR [--latency 5ms] [--api-version 7.0.3.0]
+//
+// When it serves it prints one line of JSON on standard output:
+//
+//	{"url":"https://127.0.0.1:PORT/sdk","thumbprint_sha256":"AA:BB:...","control":"http://127.0.0.1:PORT"}
+//
+// It ends when its standard input ends, and takes its guests with it. Its log is on standard error.
+//
+// The inventory of `vpx` is one datacenter DC0 with one cluster DC0_C0 of three hosts, the switch DVS0
+// with the port groups DC0_DVPG0 and DC0_DVPG1, and `VM Network`; that of `esx` one host with
+// `VM Network`. Both have one datastore LocalDS_0, which is DIR and which every host sees. There are no
+// virtual machines.
+//
+// What is truer than in govmomi's simulator: a certificate of its own; a session for what is below
+// /folder, and no directories made by writing there; the versions of vimServiceVersions.xml, and a
+// SOAPAction that has to name one; an unknown port group is a fault and not a lost connection.
+package main
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	_ "github.com/vmware/govmomi/lookup/simulator"
+	_ "github.com/vmware/govmomi/pbm/simulator"
+	"github.com/vmware/govmomi/simulator"
+	_ "github.com/vmware/govmomi/sts/simulator"
+	_ "github.com/vmware/govmomi/vapi/simulator"
+)
+
+// options are the command line's.
+type options struct {
+	kind         string
+	listen       string
+	user         string
+	passwordFile string
+	datastore    string
+	latency      time.Duration
+	apiVersion   string
+}
+
+// ready is the line that says where the simulator is.
+type ready struct {
+	URL        string `json:"url"`
+	Thumbprint string `json:"thumbprint_sha256"`
+}
+
+func parse(arguments []string) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("vsphere-simulator", flag.ContinueOnError)
+	flags.StringVar(&o.kind, "kind", "vpx", "vpx: a vCenter; esx: a host of its own")
+	flags.StringVar(&o.listen, "listen", "127.0.0.1:0", "address to serve HTTPS on")
+	flags.StringVar(&o.user, "user", "", "the one user's name")
+	flags.StringVar(&o.passwordFile, "password-file", "", "file with the user's password on its first line")
+	flags.StringVar(&o.datastore, "datastore", "", "directory that is the datastore LocalDS_0")
+	flags.DurationVar(&o.latency, "latency", 0, "time each request takes longer")
+	flags.StringVar(&o.apiVersion, "api-version", "7.0.3.0", "newest version of the API that is offered")
+	if err := flags.Parse(arguments); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.kind != "vpx" && o.kind != "esx" {
+		return o, fmt.Errorf("--kind %q: is vpx or esx", o.kind)
+	}
+	for _, needed := range []struct{ name, value string }{
+		{"user", o.user}, {"password-file", o.passwordFile}, {"datastore", o.datastore},
+	} {
+		if needed.value == "" {
+			return o, fmt.Errorf("--%s is needed", needed.name)
+		}
+	}
+	return o, nil
+}
+
+func run(o options) error {
+	password, err := os.ReadFile(o.passwordFile)
+	if err != nil {
+		return fmt.Errorf("--password-file: %w", err)
+	}
+	secret := strings.SplitN(string(password), "\n", 2)[0]
+	if secret == "" {
+		return fmt.Errorf("--password-file %s: the first line is empty", o.passwordFile)
+	}
+	certificate, thumbprint, err := selfSigned(o.listen)
+	if err != nil {
+		return fmt.Errorf("making a certificate: %w", err)
+	}
+	service, err := createInventory(o)
+	if err != nil {
+		return fmt.Errorf("making the inventory: %w", err)
+	}
+
+	service.Listen = &url.URL{Host: o.listen, User: url.UserPassword(o.user, secret)}
+	service.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+	service.RegisterEndpoints = true
+	server := service.NewServer()
+	front := newFront(server.Config.Handler, o)
+	server.Config.Handler = front
+	server.Config.ErrorLog = log.Default()
+
+	line, err := json.Marshal(ready{
+		URL:        (&url.URL{Scheme: "https", Host: server.URL.Host, Path: "/sdk"}).String(),
+		Thumbprint: thumbprint,
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Printf("%s\n", line); err != nil {
+		return err
+	}
+
+	// Who started this holds the other end of standard input, whatever becomes of it.
+	_, err = io.Copy(io.Discard, os.Stdin)
+	server.CloseClientConnections()
+	return err
+}
+
+func main() {
+	log.SetFlags(log.Ltime | log.Lmicroseconds)
+	o, err := parse(os.Args[1:])
+	if err == flag.ErrHelp {
+		return
+	}
+	if err == nil {
+		err = run(o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "vsphere-simulator:", err)
+		os.Exit(1)
+	}
+}
+
+// registry is the simulator's own, which exists once in a process.
+func registry() *simulator.Registry { return simulator.Map }
