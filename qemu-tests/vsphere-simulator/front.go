@@ -13,8 +13,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+	"github.com/vmware/govmomi/vim25/xml"
 )
 
 // front stands before the simulator: every request comes through it.
@@ -30,7 +32,7 @@ type front struct {
 }
 
 func newFront(inner http.Handler, o options) *front {
-	return &front{
+	f := &front{
 		inner:     inner,
 		versions:  versionsUpTo(o.apiVersion),
 		latency:   o.latency,
@@ -38,13 +40,42 @@ func newFront(inner http.Handler, o options) *front {
 		sessions:  make(map[string]string),
 		calls:     make(map[string]int),
 	}
+	alive = func(ctx *simulator.Context) bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		_, ok := f.sessions[ctx.Session.Key]
+		return ok
+	}
+	return f
 }
 
-// count counts a call, or a request that is none by its HTTP method and the path's first part.
+// alive tells whether a call's session is still there: a wait for updates can outlast it.
+var alive func(*simulator.Context) bool
+
+// expire ends a session.
+func (f *front) expire(key string) {
+	f.mu.Lock()
+	delete(f.sessions, key)
+	f.mu.Unlock()
+	registry().SessionManager().TerminateSession(internal(), &types.TerminateSession{SessionId: []string{key}})
+	changed.touch(registry().SessionManager().Self)
+}
+
+// wait lets pass the time that each request takes longer.
+func (f *front) wait() {
+	f.mu.Lock()
+	latency := f.latency
+	f.mu.Unlock()
+	time.Sleep(latency)
+}
+
+// count counts a call, or a request that is none by its HTTP method and the path's first part, and
+// lets its latency pass.
 func (f *front) count(name string) {
 	f.mu.Lock()
 	f.calls[name]++
 	f.mu.Unlock()
+	f.wait()
 }
 
 // session is the key of the session a request belongs to, "" if it belongs to none.
@@ -65,17 +96,14 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/sdk/vimServiceVersions.xml":
 		f.count("GET vimServiceVersions.xml")
-		time.Sleep(f.latency)
 		serveVersions(w, f.versions)
 	case r.URL.Path == "/sdk" && r.Method == http.MethodPost:
 		f.serveCall(w, r)
 	case strings.HasPrefix(r.URL.Path, "/folder"):
 		f.count(r.Method + " /folder")
-		time.Sleep(f.latency)
 		f.serveFolder(w, r)
 	default:
 		f.count(r.Method + " " + path.Join("/", strings.SplitN(strings.TrimPrefix(r.URL.Path, "/"), "/", 2)[0]))
-		time.Sleep(f.latency)
 		f.inner.ServeHTTP(w, r)
 	}
 }
@@ -112,13 +140,58 @@ func (f *front) serveCall(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.count(c.method)
-	time.Sleep(f.latency)
 	if complaint := checkAction(r.Header.Get("SOAPAction"), f.versions); complaint != "" {
 		writeFault(w, complaint, &types.InvalidRequest{})
 		return
 	}
+	found := book.match(c.method, c.this.Value, false)
+	time.Sleep(time.Duration(found["delay"].Milliseconds) * time.Millisecond)
+	if _, ok := found["expire-session"]; ok {
+		f.expire(f.session(r))
+	}
+	if _, ok := found["drop-before"]; ok {
+		panic(http.ErrAbortHandler)
+	}
+	if refused, ok := found["status"]; ok {
+		http.Error(w, http.StatusText(refused.Status), refused.Status)
+		return
+	}
+	if refused, ok := found["fault"]; ok && f.session(r) != "" {
+		fault, _ := faultNamed(refused.Fault, c.this)
+		message := refused.Message
+		if message == "" {
+			message = faultMessage(fault)
+		}
+		writeFault(w, message, fault)
+		return
+	}
+	if failing, ok := found["task-fault"]; ok && f.session(r) != "" {
+		f.failTask(w, c, failing, found["slow-task"])
+		return
+	}
 	result := f.perform(r, c, body)
+	_, slow := found["slow-task"]
+	_, fails := found["task-fault-after"]
+	if slow || fails {
+		retask(c, result, found)
+	}
+	if _, ok := found["drop-after"]; ok {
+		panic(http.ErrAbortHandler)
+	}
 	result.send(w)
+}
+
+// failTask answers with a task that does nothing and fails.
+func (f *front) failTask(w http.ResponseWriter, c call, failing, slow rule) {
+	fault, _ := faultNamed(failing.Fault, c.this)
+	task := startTask(c.this, c.method, failing.Message, func(task *simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		linger(task, slow)
+		return nil, fault
+	})
+	w.Header().Set("Content-Type", "text/xml; charset=utf-8")
+	fmt.Fprintf(w, `%s<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"><soapenv:Body>`+
+		`<%[2]sResponse xmlns="urn:vim25"><returnval type="Task">%[3]s</returnval></%[2]sResponse></soapenv:Body></soapenv:Envelope>`,
+		xml.Header, c.method, task.Value)
 }
 
 // perform lets the simulator act on a call, and keeps what it answers.
@@ -131,12 +204,35 @@ func (f *front) perform(r *http.Request, c call, body []byte) (result *answer) {
 			writeFault(result, fmt.Sprint(reason), &types.SystemError{Reason: fmt.Sprint(reason)})
 		}
 	}()
+	if kind := override(c); kind != "" {
+		body = c.redirect(body, kind)
+	}
 	request := r.Clone(r.Context())
 	request.Body = io.NopCloser(bytes.NewReader(body))
 	request.ContentLength = int64(len(body))
 	f.inner.ServeHTTP(result, request)
 	f.follow(r, c, result)
+	// Not all that the simulator's methods change do they tell the registry of.
+	if mayChange(c.method) {
+		changed.touch(c.this)
+	}
 	return result
+}
+
+// changesNothing are the beginnings of the names of methods that only ask.
+var changesNothing = []string{
+	"Retrieve", "WaitForUpdates", "CheckForUpdates", "Query", "Find", "Current", "Read", "Create", "Login",
+	"Destroy", "Cancel", "Fetch", "Session", "Continue",
+}
+
+// mayChange tells whether a method may change the object it is asked of unbeknown to the registry.
+func mayChange(method string) bool {
+	for _, beginning := range changesNothing {
+		if strings.HasPrefix(method, beginning) {
+			return false
+		}
+	}
+	return true
 }
 
 // follow keeps count of the sessions there are.

@@ -53,6 +53,7 @@ func createInventory(o options) (*simulator.Service, error) {
 		return nil, err
 	}
 	prune()
+	installCollector()
 	return model.Service, shareDatastore(directory)
 }
 

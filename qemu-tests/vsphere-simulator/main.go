@@ -54,6 +54,7 @@ type options struct {
 type ready struct {
 	URL        string `json:"url"`
 	Thumbprint string `json:"thumbprint_sha256"`
+	Control    string `json:"control"`
 }
 
 func parse(arguments []string) (options, error) {
@@ -110,10 +111,15 @@ func run(o options) error {
 	front := newFront(server.Config.Handler, o)
 	server.Config.Handler = front
 	server.Config.ErrorLog = log.Default()
+	control, err := serveControl(front)
+	if err != nil {
+		return fmt.Errorf("serving the control endpoint: %w", err)
+	}
 
 	line, err := json.Marshal(ready{
 		URL:        (&url.URL{Scheme: "https", Host: server.URL.Host, Path: "/sdk"}).String(),
 		Thumbprint: thumbprint,
+		Control:    control,
 	})
 	if err != nil {
 		return err

@@ -17,6 +17,14 @@ type call struct {
 	method string
 	// The object it is asked of.
 	this types.ManagedObjectReference
+	// Where in the request the start tag of its name is.
+	tag [2]int64
+}
+
+// redirect makes a request one that is asked of an object of another type, of the same value.
+func (c call) redirect(body []byte, kind string) []byte {
+	tag := bytes.Replace(body[c.tag[0]:c.tag[1]], []byte(c.this.Type), []byte(kind), 1)
+	return bytes.Join([][]byte{body[:c.tag[0]], tag, body[c.tag[1]:]}, nil)
 }
 
 // parseCall reads no further into a request than the name of the object it is asked of.
@@ -25,6 +33,7 @@ func parseCall(body []byte) (call, error) {
 	var c call
 	depth, inBody, inThis := 0, false, false
 	for {
+		before := decoder.InputOffset()
 		token, err := decoder.Token()
 		if err == io.EOF {
 			return c, fmt.Errorf("no call in the envelope's body")
@@ -42,6 +51,7 @@ func parseCall(body []byte) (call, error) {
 				c.method = t.Name.Local
 			case depth == 4 && c.method != "" && t.Name.Local == "_this":
 				inThis = true
+				c.tag = [2]int64{before, decoder.InputOffset()}
 				for _, a := range t.Attr {
 					if a.Name.Local == "type" && a.Name.Space == "" {
 						c.this.Type = a.Value
@@ -121,17 +131,42 @@ func writeFault(w http.ResponseWriter, message string, fault types.BaseMethodFau
 	_, _ = w.Write(out.Bytes())
 }
 
-// faultNamed makes an empty fault of a type's name: NotEnoughLicenses.
-func faultNamed(name string) (types.BaseMethodFault, error) {
+// faultNamed makes an empty fault of a type's name: NotEnoughLicenses. Where it has to name an object, it
+// names this one.
+func faultNamed(name string, of types.ManagedObjectReference) (types.BaseMethodFault, error) {
 	kind, ok := types.TypeFunc()(name)
 	if !ok {
 		return nil, fmt.Errorf("the API has no type %q", name)
 	}
-	fault, ok := reflect.New(kind).Interface().(types.BaseMethodFault)
+	value := reflect.New(kind)
+	fault, ok := value.Interface().(types.BaseMethodFault)
 	if !ok {
 		return nil, fmt.Errorf("%q is no fault", name)
 	}
+	nameObjects(value.Elem(), of)
 	return fault, nil
+}
+
+func nameObjects(value reflect.Value, of types.ManagedObjectReference) {
+	for i := 0; i < value.NumField(); i++ {
+		field := value.Field(i)
+		if field.Type() == reflect.TypeOf(of) {
+			field.Set(reflect.ValueOf(of))
+		} else if field.Kind() == reflect.Struct && value.Type().Field(i).Anonymous {
+			nameObjects(field, of)
+		}
+	}
+}
+
+// faultMessage is what a client shows of a fault of the simulator's own.
+func faultMessage(fault types.BaseMethodFault) string {
+	switch f := fault.(type) {
+	case *types.GenericVmConfigFault:
+		return f.Reason
+	case *types.SystemError:
+		return f.Reason
+	}
+	return reflect.TypeOf(fault).Elem().Name()
 }
 
 // answer is a response that is not sent yet.
