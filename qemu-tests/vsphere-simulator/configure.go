@@ -61,6 +61,9 @@ func createMachine(ctx *simulator.Context, in *simulator.Folder, request *types.
 	if fault := checkDevices(in, spec, nil); fault != nil {
 		return none, fault
 	}
+	if fault := prepareDisks(spec); fault != nil {
+		return none, fault
+	}
 	spec.ExtraConfig = mergeExtraConfig(nil, spec.ExtraConfig)
 	value, fault := delegate(ctx, in, func(own *simulator.Context) soap.HasFault { return in.CreateVMTask(own, request) })
 	if fault != nil {
@@ -71,6 +74,14 @@ func createMachine(ctx *simulator.Context, in *simulator.Folder, request *types.
 		return none, &types.SystemError{Reason: "the new virtual machine is gone"}
 	}
 	m := machineOf(vm)
+	if fault := fillDisks(spec); fault != nil {
+		_, _ = delegate(ctx, vm, func(own *simulator.Context) soap.HasFault {
+			return vm.DestroyTask(own, &types.Destroy_Task{This: vm.Self})
+		})
+		m.forget()
+		return none, fault
+	}
+	locked(ctx, vm, func(own *simulator.Context) { vm.RefreshStorageInfo(own, nil) })
 	m.bumpVersion()
 	return vm.Self, nil
 }
@@ -119,6 +130,16 @@ func (m *machine) reconfigure(ctx *simulator.Context, request *types.ReconfigVM_
 	if fault := checkDevices(m.vm, spec, devices); fault != nil {
 		return fault
 	}
+	if fault := prepareDisks(spec); fault != nil {
+		return fault
+	}
+	before, err := readHardware(m.vm)
+	if err != nil {
+		return &types.GenericVmConfigFault{Reason: err.Error()}
+	}
+	if fault := m.unplug(spec, before); fault != nil {
+		return fault
+	}
 	// The simulator would append.
 	merged := mergeExtraConfig(extra, spec.ExtraConfig)
 	spec.ExtraConfig = special(spec.ExtraConfig)
@@ -130,7 +151,14 @@ func (m *machine) reconfigure(ctx *simulator.Context, request *types.ReconfigVM_
 	m.set(types.PropertyChange{Name: "config.extraConfig", Val: merged})
 	m.bumpVersion()
 	changed.touch(m.vm.Self)
-	return nil
+	if fault := fillDisks(spec); fault != nil {
+		return fault
+	}
+	after, err := readHardware(m.vm)
+	if err != nil {
+		return &types.GenericVmConfigFault{Reason: err.Error()}
+	}
+	return m.plug(before, after)
 }
 
 // isSpecial tells whether an option is one that the simulator acts on: it sets a property.

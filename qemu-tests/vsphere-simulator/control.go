@@ -20,6 +20,8 @@ import (
 //	DELETE /rules[/ID]
 //	PUT    /latency          {"ms": 5}: the time each request takes longer
 //	DELETE /sessions         ends every session
+//	POST   /migrate/NAME     moves a machine to another host: {"host": "", "abort": false, "ms": 0}
+//	POST   /end/NAME         ends a machine's guest as if it had ended by itself
 type control struct {
 	front *front
 }
@@ -37,6 +39,8 @@ func serveControl(f *front) (string, error) {
 	mux.HandleFunc("/rules/", c.rules)
 	mux.HandleFunc("/latency", c.latency)
 	mux.HandleFunc("/sessions", c.sessions)
+	mux.HandleFunc("/migrate/", c.migrate)
+	mux.HandleFunc("/end/", c.end)
 	go func() { log.Print(http.Serve(listener, mux)) }()
 	return "http://" + listener.Addr().String(), nil
 }
@@ -135,4 +139,41 @@ func (c *control) sessions(w http.ResponseWriter, r *http.Request) {
 	for _, key := range keys {
 		c.front.expire(key)
 	}
+}
+
+func (c *control) migrate(w http.ResponseWriter, r *http.Request) {
+	var how migration
+	if r.Method != http.MethodPost {
+		otherMethod(w, r)
+		return
+	}
+	if err := json.NewDecoder(r.Body).Decode(&how); err != nil {
+		refuse(w, err)
+		return
+	}
+	if err := migrateNamed(strings.TrimPrefix(r.URL.Path, "/migrate/"), how); err != nil {
+		refuse(w, err)
+	}
+}
+
+func (c *control) end(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		otherMethod(w, r)
+		return
+	}
+	name := strings.TrimPrefix(r.URL.Path, "/end/")
+	m := machineNamed(name)
+	if m == nil {
+		refuse(w, fmt.Errorf("there is no machine %q", name))
+		return
+	}
+	m.operation.Lock()
+	g := m.guest
+	m.operation.Unlock()
+	if g == nil {
+		refuse(w, fmt.Errorf("%q has no guest", name))
+		return
+	}
+	_ = g.command.Process.Kill()
+	<-g.done
 }

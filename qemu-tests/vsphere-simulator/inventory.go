@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sort"
 
 	"github.com/google/uuid"
@@ -31,11 +30,7 @@ func internal() *simulator.Context {
 
 // createInventory makes what is there before the first client comes.
 func createInventory(o options) (*simulator.Service, error) {
-	directory, err := filepath.Abs(o.datastore)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(directory, 0o755); err != nil {
+	if err := os.MkdirAll(host.datastore, 0o755); err != nil {
 		return nil, err
 	}
 	model := simulator.VPX()
@@ -54,7 +49,10 @@ func createInventory(o options) (*simulator.Service, error) {
 	}
 	prune()
 	installCollector()
-	return model.Service, shareDatastore(directory)
+	if host.enabled {
+		installDiskManager()
+	}
+	return model.Service, shareDatastore(host.datastore)
 }
 
 // prune takes out of the model's lists what does not exist, and what is in them twice.

@@ -18,6 +18,8 @@ type machine struct {
 	// Held by whoever changes its power state or devices, from beginning to end: the machine's lock in
 	// the registry is held only while its properties are read or written.
 	operation sync.Mutex
+	// What runs behind it, if there are guests and it is on or suspended.
+	guest *guest
 }
 
 // The types of the objects that answer instead of virtual machines and folders.

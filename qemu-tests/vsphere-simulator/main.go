@@ -29,7 +29,10 @@ import (
 	"log"
 	"net/url"
 	"os"
+	"os/signal"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	_ "github.com/vmware/govmomi/lookup/simulator"
@@ -48,6 +51,9 @@ type options struct {
 	datastore    string
 	latency      time.Duration
 	apiVersion   string
+	guests       bool
+	qemu         string
+	qemuImg      string
 }
 
 // ready is the line that says where the simulator is.
@@ -67,6 +73,9 @@ func parse(arguments []string) (options, error) {
 	flags.StringVar(&o.datastore, "datastore", "", "directory that is the datastore LocalDS_0")
 	flags.DurationVar(&o.latency, "latency", 0, "time each request takes longer")
 	flags.StringVar(&o.apiVersion, "api-version", "7.0.3.0", "newest version of the API that is offered")
+	flags.BoolVar(&o.guests, "guests", false, "run a QEMU for each virtual machine that is powered on")
+	flags.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "QEMU's program")
+	flags.StringVar(&o.qemuImg, "qemu-img", "qemu-img", "the program that makes disks")
 	if err := flags.Parse(arguments); err != nil {
 		return o, err
 	}
@@ -99,6 +108,17 @@ func run(o options) error {
 	if err != nil {
 		return fmt.Errorf("making a certificate: %w", err)
 	}
+	directory, err := filepath.Abs(o.datastore)
+	if err != nil {
+		return fmt.Errorf("--datastore: %w", err)
+	}
+	host.enabled, host.datastore, host.qemu, host.qemuImg = o.guests, directory, o.qemu, o.qemuImg
+	if o.guests {
+		if host.scratch, err = os.MkdirTemp("", "vsphere-simulator."); err != nil {
+			return err
+		}
+		defer endGuests()
+	}
 	service, err := createInventory(o)
 	if err != nil {
 		return fmt.Errorf("making the inventory: %w", err)
@@ -129,7 +149,17 @@ func run(o options) error {
 	}
 
 	// Who started this holds the other end of standard input, whatever becomes of it.
-	_, err = io.Copy(io.Discard, os.Stdin)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		ended <- err
+	}()
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, os.Interrupt, syscall.SIGTERM)
+	select {
+	case err = <-ended:
+	case <-told:
+	}
 	server.CloseClientConnections()
 	return err
 }

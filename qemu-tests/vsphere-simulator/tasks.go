@@ -1,7 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"log"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -24,7 +27,7 @@ func startTask(object types.ManagedObjectReference, method, message string, do w
 	go func() {
 		update(task, types.PropertyChange{Name: "info.startTime", Val: time.Now()},
 			types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateRunning})
-		result, fault := do(task)
+		result, fault := survive(method, task, do)
 		done := []types.PropertyChange{
 			{Name: "info.completeTime", Val: time.Now()},
 			{Name: "info.state", Val: types.TaskInfoStateSuccess},
@@ -43,6 +46,17 @@ func startTask(object types.ManagedObjectReference, method, message string, do w
 		update(task, done...)
 	}()
 	return task.Self
+}
+
+// survive does a task's work, and fails it where the simulator's code falls over.
+func survive(method string, task *simulator.Task, do work) (result types.AnyType, fault types.BaseMethodFault) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			log.Printf("%s: %v\n%s", method, reason, debug.Stack())
+			result, fault = nil, &types.SystemError{Reason: fmt.Sprint(reason)}
+		}
+	}()
+	return do(task)
 }
 
 // update changes an object under its lock.
