@@ -1,8 +1,10 @@
 package main
 
 import (
+	"strings"
 	"sync"
 
+	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -84,6 +86,9 @@ func (h *changeHandler) Reference() types.ManagedObjectReference {
 
 func (h *changeHandler) PutObject(object mo.Reference) {
 	reference := object.Reference()
+	if task, ok := object.(*simulator.Task); ok {
+		correctTask(task)
+	}
 	h.changes.note(reference, !leaf(reference.Type))
 }
 
@@ -93,4 +98,24 @@ func (h *changeHandler) UpdateObject(object mo.Reference, _ []types.PropertyChan
 
 func (h *changeHandler) RemoveObject(reference types.ManagedObjectReference) {
 	h.changes.note(reference, !leaf(reference.Type))
+}
+
+// correctTask makes what the simulator writes into a new task what the API's types allow: its entity is
+// one, and its name is a method's.
+func correctTask(task *simulator.Task) {
+	if reference := task.Info.Entity; reference != nil {
+		if entity, ok := registry().Get(*reference).(mo.Entity); ok {
+			task.Info.EntityName = entity.Entity().Name
+		} else {
+			task.Info.Entity, task.Info.EntityName = nil, ""
+		}
+	}
+	if name := task.Info.Name; name != "" && !strings.HasSuffix(name, "_Task") {
+		name = strings.Replace(name, "Vm", "VM", 1)
+		switch name {
+		case "PowerOn", "PowerOff", "Suspend", "Reset":
+			name += "VM"
+		}
+		task.Info.Name = name + "_Task"
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sort"
+	"text/template"
 
 	"github.com/google/uuid"
 	"github.com/vmware/govmomi/simulator"
@@ -48,6 +49,7 @@ func createInventory(o options) (*simulator.Service, error) {
 		return nil, err
 	}
 	prune()
+	correctEvents()
 	installCollector()
 	if host.enabled {
 		installDiskManager()
@@ -78,6 +80,19 @@ func prune() {
 			e.Datastore, e.Network = clean(e.Datastore), clean(e.Network)
 		}
 	}
+}
+
+// correctEvents replaces descriptions of events that are no templates of Go's: the simulator takes them
+// for such when one is posted, and falls over.
+func correctEvents() {
+	events := registry().EventManager()
+	described := append([]types.EventDescriptionEventDetail(nil), events.Description.EventInfo...)
+	for i, event := range described {
+		if _, err := template.New(event.Key).Parse(event.FullFormat); err != nil {
+			described[i].FullFormat = event.Description
+		}
+	}
+	events.Description.EventInfo = described
 }
 
 // shareDatastore makes a directory the datastore of every host. The simulator's own call would make

@@ -21,9 +21,6 @@ type work func(*simulator.Task) (types.AnyType, types.BaseMethodFault)
 func startTask(object types.ManagedObjectReference, method, message string, do work) types.ManagedObjectReference {
 	task := simulator.CreateTask(object, taskName(method), nil)
 	task.Info.Name = method
-	if entity, ok := registry().Get(object).(mo.Entity); ok {
-		task.Info.EntityName = entity.Entity().Name
-	}
 	go func() {
 		update(task, types.PropertyChange{Name: "info.startTime", Val: time.Now()},
 			types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateRunning})

@@ -1,0 +1,207 @@
+"""Real guests behind virtual machines: tether boots from its ISO and speaks on a serial port.
+
+usage: test_guests.py PROGRAM BOOT_IMAGE_DIRECTORY
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+from pyVim.task import WaitForTask
+from pyVmomi import vim
+
+import concentrator
+import tether_line
+from running import Checks, Simulator, find, machine_spec
+
+DEVICE = vim.vm.device
+KEY = "00112233445566778899aabbccddeeff" * 2
+
+
+def cookie(instance):
+    return {"Cookie": instance._stub.cookie.split(";")[0]}  # noqa: SLF001
+
+
+def serial(key, service, uri):
+    return DEVICE.VirtualSerialPort(key=key, yieldOnPoll=True, backing=DEVICE.VirtualSerialPort.URIBackingInfo(
+        serviceURI=service, direction="server", proxyURI=uri))
+
+
+def disk(key, unit, path, parent=None, kilobytes=0, mode="persistent"):
+    backing = DEVICE.VirtualDisk.FlatVer2BackingInfo(fileName=path, diskMode=mode, thinProvisioned=True)
+    if parent:
+        backing.parent = DEVICE.VirtualDisk.FlatVer2BackingInfo(fileName=parent, diskMode="persistent")
+    return DEVICE.VirtualDisk(key=key, controllerKey=-10, unitNumber=unit, capacityInKB=kilobytes, backing=backing)
+
+
+def devices(name, uri):
+    return [
+        (DEVICE.ParaVirtualSCSIController(key=-10, busNumber=0, sharedBus="noSharing"), None),
+        (disk(-11, 0, f"[LocalDS_0] {name}/{name}.vmdk", parent="[LocalDS_0] images/base.vmdk"), "create"),
+        (DEVICE.VirtualCdrom(key=-20, controllerKey=200, unitNumber=0,
+                             backing=DEVICE.VirtualCdrom.IsoBackingInfo(fileName="[LocalDS_0] images/tether.iso"),
+                             connectable=DEVICE.VirtualDevice.ConnectInfo(
+                                 startConnected=True, connected=True, allowGuestControl=False)), None),
+        (DEVICE.VirtualVmxnet3(key=-30, backing=DEVICE.VirtualEthernetCard.NetworkBackingInfo(deviceName="VM Network")), None),
+        (serial(-40, "console", uri), None),
+        (serial(-41, "channel", uri), None),
+    ]
+
+
+class Rig:
+    def __init__(self, simulator, instance, boot_image):
+        self.simulator, self.instance = simulator, instance
+        self.center, self.pool = find(instance, vim.Datacenter), find(instance, vim.ResourcePool)
+        self.concentrator = concentrator.Concentrator()
+        content = instance.RetrieveContent()
+        content.fileManager.MakeDirectory("[LocalDS_0] images", self.center, False)
+        with open(os.path.join(boot_image, "tether.iso"), "rb") as iso:
+            status, _ = simulator.request(
+                "PUT", f"/folder/images/tether.iso?dcPath={self.center.name}&dsName=LocalDS_0", iso.read(), cookie(instance))
+        assert status // 100 == 2, status
+        WaitForTask(content.virtualDiskManager.CreateVirtualDisk_Task(
+            "[LocalDS_0] images/base.vmdk", self.center,
+            vim.VirtualDiskManager.FileBackedVirtualDiskSpec(diskType="thin", adapterType="lsiLogic", capacityKb=64 << 10)))
+
+    def create(self, name, **more):
+        options = {"guestinfo.tether.channel": "serial:ttyS1", "guestinfo.tether.key": KEY, **more.pop("options", {})}
+        task = self.center.vmFolder.CreateVM_Task(machine_spec(
+            name, devices(name, self.concentrator.uri),
+            extraConfig=[vim.option.OptionValue(key=k, value=v) for k, v in options.items()], **more), self.pool)
+        WaitForTask(task)
+        return task.info.result
+
+    def port(self, name, service, what=lambda c: True):
+        return self.concentrator.wait(
+            lambda c: c.said.get("name") == name and c.said.get("service") == service and what(c))
+
+    def asks(self, name, seconds=60, what=lambda c: True):
+        """The connection of a machine's channel on which tether answers, None if it does not in time."""
+        epochs = set()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            channel = self.concentrator.wait(
+                lambda c: not c.ended and c.said.get("name") == name and c.said.get("service") == "channel" and what(c),
+                until - time.monotonic())
+            if channel is None:
+                return None
+            packet, epoch = tether_line.question()
+            epochs.add(epoch)
+            channel.guest(packet)
+            if self.concentrator.wait(lambda c: c is channel and epochs & tether_line.answers(c.data), 1):
+                return channel
+        return None
+
+    def info(self, path):
+        return subprocess.run(["qemu-img", "info", "-U", "--backing-chain", os.path.join(self.simulator.datastore, path)],
+                              check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def state(self, machine, state, seconds=30):
+        """Whether a machine's power comes to be so in time."""
+        until = time.monotonic() + seconds
+        while machine.runtime.powerState != state and time.monotonic() < until:
+            time.sleep(0.05)
+        return machine.runtime.powerState == state
+
+    def events(self, machine):
+        spec = vim.event.EventFilterSpec(entity=vim.event.EventFilterSpec.ByEntity(entity=machine, recursion="self"))
+        collector = self.instance.RetrieveContent().eventManager.CreateCollectorForEvents(spec)
+        collector.SetCollectorPageSize(100)
+        try:
+            return [type(e).__name__.rsplit(".", 1)[-1] for e in collector.latestPage]
+        finally:
+            collector.DestroyCollector()
+
+
+def check_boot(rig, t):
+    began = time.monotonic()
+    machine = rig.create("one")
+    t.true("backing file: " in rig.info("one/one.vmdk"), "a child disk has its parent")
+    t.true("virtual size: 64 MiB" in rig.info("one/one.vmdk"), "and its size")
+    WaitForTask(machine.PowerOn())
+    channel = rig.asks("one")
+    t.true(channel, f"tether answers on the channel, {time.monotonic() - began:.1f} s after CreateVM")
+    if not channel:
+        console = rig.port("one", "console")
+        sys.exit(f"the console says {bytes(console.data) if console else None!r}")
+    t.equal(channel.said["direction"], "S", "the port's direction")
+    t.equal(channel.said["vc"], machine.config.instanceUuid.replace("-", ""), "its machine's instance UUID")
+    t.equal(channel.said["bios"], machine.config.uuid.replace("-", ""), "and its machine's UUID")
+    t.equal(machine.guest.toolsRunningStatus, "guestToolsRunning", "tools run")
+    t.equal(machine.guest.ipAddress, "10.0.2.15", "the guest has an address")
+    return machine
+
+
+def check_suspend(rig, machine, t):
+    WaitForTask(machine.Suspend())
+    t.equal(machine.runtime.powerState, "suspended", "suspended")
+    t.equal(rig.asks("one", 2), None, "a suspended machine does not answer")
+    WaitForTask(machine.PowerOn())
+    t.true(rig.asks("one"), "it goes on")
+
+
+def check_hot_plug(rig, machine, t):
+    controller = next(d for d in machine.config.hardware.device if isinstance(d, DEVICE.ParaVirtualSCSIController))
+    volume = disk(-1, 1, "[LocalDS_0] one/volume.vmdk", kilobytes=8 << 10, mode="independent_persistent")
+    volume.controllerKey = controller.key
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=volume)
+    WaitForTask(machine.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+    t.true("virtual size: 8 MiB" in rig.info("one/volume.vmdk"), "a disk added while it runs is one")
+    added = next(d for d in machine.config.hardware.device
+                 if isinstance(d, DEVICE.VirtualDisk) and d.backing.fileName.endswith("volume.vmdk"))
+    t.true(added.backing.uuid, "and has a UUID")
+    change = vim.vm.device.VirtualDeviceSpec(operation="remove", device=DEVICE.VirtualDisk(key=added.key))
+    WaitForTask(machine.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+    t.true("virtual size: 8 MiB" in rig.info("one/volume.vmdk"), "removed, it is still there")
+    card = DEVICE.VirtualVmxnet3(key=-1, backing=DEVICE.VirtualEthernetCard.NetworkBackingInfo(deviceName="VM Network"))
+    WaitForTask(machine.ReconfigVM_Task(vim.vm.ConfigSpec(
+        deviceChange=[vim.vm.device.VirtualDeviceSpec(operation="add", device=card)])))
+    t.equal(sum(isinstance(d, DEVICE.VirtualVmxnet3) for d in machine.config.hardware.device), 2, "a second vNIC")
+
+
+def check_migration(rig, machine, t):
+    source = rig.port("one", "channel", lambda c: not c.ended)
+    on = machine.runtime.host.name
+    rig.simulator.control("POST", "/migrate/one", {})
+    target = rig.port("one", "channel", lambda c: concentrator.COMPLETE in c.said)
+    t.true(target, "a migration is completed by its target")
+    t.equal(target and target.said.get("peer"), source.said.get("cookie"), "which knew the source's secret")
+    t.true(rig.concentrator.wait(lambda c: c is source and c.ended, 10), "the source's connection ends")
+    t.equal(machine.runtime.host.name == on, False, "it is on another host")
+    t.true(rig.asks("one", 20, lambda c: c is target), "and speaks from there")
+    rig.simulator.control("POST", "/migrate/one", {"abort": True})
+    t.true(rig.port("one", "channel", lambda c: c is target and concentrator.ABORT in c.said), "a migration is given up")
+    t.true(rig.asks("one", 20, lambda c: c is target), "it stays where it is")
+    t.equal(rig.events(machine).count("VmMigratedEvent"), 1, "one migration is in its history")
+
+
+def check_ends(rig, machine, t):
+    rig.simulator.control("POST", "/end/one")
+    t.true(rig.state(machine, "poweredOff"), "a machine whose guest ends is off")
+    t.equal(rig.events(machine).count("VmPoweredOffEvent"), 1, "which is told once")
+    t.equal(machine.guest.ipAddress, None, "without an address")
+    WaitForTask(machine.PowerOn())
+    t.true(rig.asks("one"), "it boots again")
+    WaitForTask(machine.PowerOff())
+    t.equal(machine.runtime.powerState, "poweredOff", "powered off")
+    WaitForTask(machine.Destroy_Task())
+    t.equal(os.path.exists(os.path.join(rig.simulator.datastore, "one")), False, "destroyed with its files")
+    t.true(os.path.exists(os.path.join(rig.simulator.datastore, "images/base.vmdk")), "but not its parent")
+
+
+def main():
+    t = Checks()
+    with Simulator(sys.argv[1], "--guests") as simulator:
+        with simulator.session() as instance:
+            rig = Rig(simulator, instance, sys.argv[2])
+            machine = check_boot(rig, t)
+            check_suspend(rig, machine, t)
+            check_hot_plug(rig, machine, t)
+            check_migration(rig, machine, t)
+            check_ends(rig, machine, t)
+        t.equal(simulator.end(), 0, "it ends")
+    t.end()
+
+
+main()
