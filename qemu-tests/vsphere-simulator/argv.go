@@ -24,15 +24,17 @@ const (
 	uefiVariables = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
-// The numbers under which QEMU inherits its sockets: of its monitor, then of its serial ports.
+// The numbers under which QEMU inherits its monitor's socket, its memory, and its serial ports' sockets.
 const (
 	monitorDescriptor = 3
-	serialDescriptor  = 4
+	memoryDescriptor  = 4
+	serialDescriptor  = 5
 )
 
 // arguments are QEMU's for this hardware. Files that have to be there first are written to the guest's
-// directory. slots says which vNICs are behind which slot, by key: those that came while it ran.
-func arguments(h hardware, directory string, slots map[int]int, incoming string) ([]string, error) {
+// directory. slots says which vNICs are behind which slot, by key: those that came while it ran. A clone
+// waits for what its source was.
+func arguments(h hardware, directory string, slots map[int]int, clone bool) ([]string, error) {
 	threads := "single"
 	if h.processors > 1 {
 		threads = "multi"
@@ -44,7 +46,7 @@ func arguments(h hardware, directory string, slots map[int]int, incoming string)
 		"-accel", fmt.Sprintf("tcg,thread=%s,tb-size=64", threads), "-cpu", emulatedProcessor,
 		"-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%[1]d,threads=1", h.processors),
 		"-m", fmt.Sprintf("%dM", h.memory),
-		"-object", fmt.Sprintf("memory-backend-ram,id=ram,size=%dM", h.memory),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,mem-path=/proc/self/fd/%d,share=on,size=%dM", memoryDescriptor, h.memory),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", monitorDescriptor), "-mon", "chardev=qmp,mode=control",
 		"-device", "vmgenid,guid=auto",
 	}
@@ -96,8 +98,9 @@ func arguments(h hardware, directory string, slots map[int]int, incoming string)
 		}), "-device", "ide-cd,bus=ide.2,drive=cdrom,bootindex=0")
 	}
 	args = append(args, "-boot", "menu=off,strict=on")
-	if incoming != "" {
-		args = append(args, "-incoming", incoming, "-S")
+	if clone {
+		// The state of devices alone comes without the migration's own section.
+		args = append(args, "-incoming", "defer", "-S", "-global", "migration.send-configuration=off")
 	}
 	return args, nil
 }

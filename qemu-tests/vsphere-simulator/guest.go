@@ -36,7 +36,10 @@ type guest struct {
 	monitor   *monitor
 	ports     map[int]*serialPort
 	// The slots of vNICs that came while it ran, by key.
-	slots map[int]int
+	slots  map[int]int
+	memory *os.File
+	// The guestinfo it started with.
+	guestinfo map[string]string
 	// Closed when QEMU is gone.
 	done chan struct{}
 	// Set when its end is asked for: then it is no news.
@@ -80,13 +83,30 @@ func socketPair() (net.Conn, *os.File, error) {
 	return connection, theirs, nil
 }
 
-// startGuest starts QEMU on this hardware, or on what another guest left in a file when incoming says so.
-// heard is called when the guest first writes to a serial port.
-func startGuest(h hardware, slots map[int]int, incoming string, heard func()) (*guest, error) {
+// startGuest starts QEMU on this hardware; with the memory of another guest, which is then this one's, it
+// waits for the state of that. heard is called when the guest first writes to a serial port.
+func startGuest(h hardware, slots map[int]int, memory *os.File, heard func()) (*guest, error) {
+	clone := memory != nil
+	if !clone {
+		var err error
+		if memory, err = newMemory(h.memory); err != nil {
+			return nil, err
+		}
+	}
+	started, err := startOn(h, slots, memory, clone, heard)
+	if err != nil {
+		memory.Close()
+	}
+	return started, err
+}
+
+func startOn(h hardware, slots map[int]int, memory *os.File, clone bool, heard func()) (*guest, error) {
 	g := &guest{
 		directory: filepath.Join(host.scratch, fmt.Sprint(atomic.AddInt64(&host.number, 1))),
 		ports:     make(map[int]*serialPort),
 		slots:     make(map[int]int),
+		guestinfo: h.guestinfo,
+		memory:    memory,
 		done:      make(chan struct{}),
 	}
 	for key, slot := range slots {
@@ -98,7 +118,7 @@ func startGuest(h hardware, slots map[int]int, incoming string, heard func()) (*
 	if err := volatileDisks(h, g.directory); err != nil {
 		return nil, err
 	}
-	args, err := arguments(h, g.directory, g.slots, incoming)
+	args, err := arguments(h, g.directory, g.slots, clone)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +155,8 @@ func startGuest(h hardware, slots map[int]int, incoming string, heard func()) (*
 	g.command = exec.Command(host.qemu, args...)
 	g.command.Dir = g.directory
 	g.command.Stdout, g.command.Stderr = output, output
-	g.command.ExtraFiles = inherited
+	// The memory is not to be closed with the rest.
+	g.command.ExtraFiles = append([]*os.File{inherited[0], memory}, inherited[1:]...)
 	if err := spawn(g.command); err != nil {
 		return nil, err
 	}
@@ -147,6 +168,7 @@ func startGuest(h hardware, slots map[int]int, incoming string, heard func()) (*
 			port.close()
 		}
 		ours.Close()
+		memory.Close()
 		host.guests.Delete(g)
 		close(g.done)
 	}()

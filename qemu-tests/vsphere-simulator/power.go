@@ -45,7 +45,7 @@ func (m *machine) powerOn(ctx *simulator.Context, request *types.PowerOnVM_Task)
 			}
 		}
 		if err == nil {
-			err = m.boot(hardware, nil, "")
+			err = m.boot(hardware, nil, nil)
 		}
 		if err != nil {
 			return &types.GenericVmConfigFault{Reason: err.Error()}
@@ -59,8 +59,8 @@ func (m *machine) powerOn(ctx *simulator.Context, request *types.PowerOnVM_Task)
 }
 
 // boot starts the guest; its operation is held.
-func (m *machine) boot(h hardware, slots map[int]int, incoming string) error {
-	started, err := startGuest(h, slots, incoming, m.toolsRun)
+func (m *machine) boot(h hardware, slots map[int]int, memory *os.File) error {
+	started, err := startGuest(h, slots, memory, m.toolsRun)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import sys
 import time
 
 from pyVim.task import WaitForTask
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 import concentrator
 import tether_line
@@ -176,6 +176,50 @@ def check_migration(rig, machine, t):
     t.equal(rig.events(machine).count("VmMigratedEvent"), 1, "one migration is in its history")
 
 
+def check_clone(rig, machine, t):
+    """A copy of a running machine: the guest is the same one, its memory is its own."""
+    WaitForTask(machine.ReconfigVM_Task(vim.vm.ConfigSpec(
+        extraConfig=[vim.option.OptionValue(key="guestinfo.tether.key", value=KEY[::-1])])))
+    network = [d for d in machine.config.hardware.device if isinstance(d, DEVICE.VirtualVmxnet3)][0]
+    change = vim.vm.device.VirtualDeviceSpec(operation="edit", device=DEVICE.VirtualVmxnet3(
+        key=network.key, connectable=DEVICE.VirtualDevice.ConnectInfo(
+            startConnected=False, connected=False, allowGuestControl=True)))
+    spec = vim.vm.InstantCloneSpec(
+        name="copy", location=vim.vm.RelocateSpec(deviceChange=[change]),
+        config=[vim.option.OptionValue(key="copied", value="yes")])
+    began = time.monotonic()
+    task = machine.InstantClone_Task(spec)
+    WaitForTask(task)
+    clone = task.info.result
+    took = time.monotonic() - began
+    t.equal(clone.runtime.powerState, "poweredOn", "a clone runs")
+    t.equal(clone.runtime.host, machine.runtime.host, "on its source's host")
+    options = {o.key: o.value for o in clone.config.extraConfig}
+    t.equal((options.get("copied"), options.get("guestinfo.tether.channel")), ("yes", "serial:ttyS1"), "with both's options")
+    t.equal([d.connectable.connected for d in clone.config.hardware.device if isinstance(d, DEVICE.VirtualVmxnet3)],
+            [False, True], "the vNIC as the specification says")
+    t.true(rig.asks("copy", 20), f"tether answers in it, after {took:.1f} s for the task")
+    console = rig.port("copy", "console")
+    t.equal(b"Linux version" in bytes(console.data if console else b""), False, "it did not boot")
+    t.true(rig.asks("one", 20), "and in its source")
+    t.true("backing file: " in rig.info("copy/one.vmdk"), "its disk is its own")
+    bad = vim.vm.InstantCloneSpec(name="bad", location=vim.vm.RelocateSpec(deviceChange=[vim.vm.device.VirtualDeviceSpec(
+        operation="remove", device=network)]))
+    t.raises(vmodl.fault.InvalidArgument, "a clone with other devices", lambda: WaitForTask(machine.InstantClone_Task(bad)))
+    WaitForTask(clone.PowerOff())
+    t.raises(vim.fault.InvalidPowerState, "a clone of what is off", lambda: WaitForTask(clone.InstantClone_Task(
+        vim.vm.InstantCloneSpec(name="none", location=vim.vm.RelocateSpec()))))
+    WaitForTask(clone.Destroy_Task())
+
+
+def check_shutdown(rig, machine, t):
+    WaitForTask(machine.PowerOn())
+    t.true(rig.asks("one"), "it boots once more")
+    machine.ShutdownGuest()
+    t.true(rig.state(machine, "poweredOff", 40), "shut down by its guest")
+    t.equal(rig.events(machine).count("VmGuestShutdownEvent"), 1, "which is in its history")
+
+
 def check_ends(rig, machine, t):
     rig.simulator.control("POST", "/end/one")
     t.true(rig.state(machine, "poweredOff"), "a machine whose guest ends is off")
@@ -185,6 +229,9 @@ def check_ends(rig, machine, t):
     t.true(rig.asks("one"), "it boots again")
     WaitForTask(machine.PowerOff())
     t.equal(machine.runtime.powerState, "poweredOff", "powered off")
+
+
+def check_destroyed(rig, machine, t):
     WaitForTask(machine.Destroy_Task())
     t.equal(os.path.exists(os.path.join(rig.simulator.datastore, "one")), False, "destroyed with its files")
     t.true(os.path.exists(os.path.join(rig.simulator.datastore, "images/base.vmdk")), "but not its parent")
@@ -199,7 +246,10 @@ def main():
             check_suspend(rig, machine, t)
             check_hot_plug(rig, machine, t)
             check_migration(rig, machine, t)
+            check_clone(rig, machine, t)
             check_ends(rig, machine, t)
+            check_shutdown(rig, machine, t)
+            check_destroyed(rig, machine, t)
         t.equal(simulator.end(), 0, "it ends")
     t.end()
 
