@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"time"
 
 	govmomi "github.com/vmware/govmomi/object"
@@ -246,15 +245,7 @@ func copyFiles(from, to string) error {
 			return err
 		}
 	}
-	head, err := os.ReadFile(to)
-	if err != nil {
-		return err
-	}
-	old, name := filepath.Base(flatFile(from)), filepath.Base(flatFile(to))
-	if old != name && bytes.HasPrefix(head, []byte("# Disk DescriptorFile")) {
-		return os.WriteFile(to, []byte(strings.ReplaceAll(string(head), `"`+old+`"`, `"`+name+`"`)), 0o600)
-	}
-	return nil
+	return nameExtent(to, filepath.Base(flatFile(from)), filepath.Base(flatFile(to)))
 }
 
 func copyFile(from, to string) error {

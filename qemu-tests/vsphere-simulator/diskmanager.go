@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 
 	"github.com/vmware/govmomi/simulator"
@@ -9,6 +8,19 @@ import (
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
+
+// diskManager makes, copies and moves disks that can be read, where there are guests, and deletes disks
+// of one file as well as of two.
+type diskManager struct {
+	simulator.VirtualDiskManager
+}
+
+// installDiskManager makes it the registry's.
+func installDiskManager() {
+	m := &diskManager{}
+	m.Self = registry().VirtualDiskManager().Reference()
+	registry().Put(m)
+}
 
 // diskTask makes a task of the manager; what goes wrong is its fault.
 func (m *diskManager) diskTask(method string, do func() (types.AnyType, error)) types.ManagedObjectReference {
@@ -46,7 +58,23 @@ func place(name string, there bool) (string, error) {
 	return file, nil
 }
 
-func (m *diskManager) CreateVirtualDiskTask(_ *simulator.Context, request *types.CreateVirtualDisk_Task) soap.HasFault {
+// places are a disk that is there and one that is not, unless it may be.
+func places(source, destination string, force *bool) (string, string, error) {
+	from, err := place(source, true)
+	if err != nil {
+		return "", "", err
+	}
+	to, err := place(destination, false)
+	if err != nil && isTrue(force) {
+		to, err = datastoreFile(destination)
+	}
+	return from, to, err
+}
+
+func (m *diskManager) CreateVirtualDiskTask(ctx *simulator.Context, request *types.CreateVirtualDisk_Task) soap.HasFault {
+	if !host.enabled {
+		return m.VirtualDiskManager.CreateVirtualDiskTask(ctx, request)
+	}
 	task := m.diskTask("CreateVirtualDisk_Task", func() (types.AnyType, error) {
 		file, err := place(request.Name, false)
 		if err != nil {
@@ -61,48 +89,57 @@ func (m *diskManager) CreateVirtualDiskTask(_ *simulator.Context, request *types
 	return &methods.CreateVirtualDisk_TaskBody{Res: &types.CreateVirtualDisk_TaskResponse{Returnval: task}}
 }
 
-// copyDisk copies a disk with all that its parents have, from whatever format, into a flat one.
-func copyDisk(source, destination string, force bool) error {
-	from, err := place(source, true)
-	if err != nil {
-		return err
+func (m *diskManager) CopyVirtualDiskTask(ctx *simulator.Context, request *types.CopyVirtualDisk_Task) soap.HasFault {
+	if !host.enabled {
+		return m.VirtualDiskManager.CopyVirtualDiskTask(ctx, request)
 	}
-	to, err := place(destination, false)
-	if err != nil {
-		if to, err = datastoreFile(destination); err != nil || !force {
-			return &fileFault{&types.FileAlreadyExists{FileFault: types.FileFault{File: destination}}}
-		}
-	}
-	if err := image("convert", "-f", "vmdk", "-O", "vmdk", "-o", "subformat=monolithicFlat", from, to); err != nil {
-		return fmt.Errorf("%s: %w", source, err)
-	}
-	ownDisks.Store(to, nil)
-	return nil
-}
-
-func (m *diskManager) CopyVirtualDiskTask(_ *simulator.Context, request *types.CopyVirtualDisk_Task) soap.HasFault {
 	task := m.diskTask("CopyVirtualDisk_Task", func() (types.AnyType, error) {
-		return nil, copyDisk(request.SourceName, request.DestName, isTrue(request.Force))
+		from, to, err := places(request.SourceName, request.DestName, request.Force)
+		if err != nil {
+			return nil, err
+		}
+		return nil, flatten(from, to)
 	})
 	return &methods.CopyVirtualDisk_TaskBody{Res: &types.CopyVirtualDisk_TaskResponse{Returnval: task}}
 }
 
 func (m *diskManager) MoveVirtualDiskTask(_ *simulator.Context, request *types.MoveVirtualDisk_Task) soap.HasFault {
 	task := m.diskTask("MoveVirtualDisk_Task", func() (types.AnyType, error) {
-		if err := copyDisk(request.SourceName, request.DestName, isTrue(request.Force)); err != nil {
-			return nil, err
-		}
-		file, err := datastoreFile(request.SourceName)
+		from, to, err := places(request.SourceName, request.DestName, request.Force)
 		if err != nil {
 			return nil, err
 		}
-		for _, old := range []string{file, flatFile(file)} {
-			if err := os.Remove(old); err != nil && !os.IsNotExist(err) {
-				return nil, err
-			}
+		if inUse(from) {
+			return nil, &fileFault{&types.FileLocked{FileFault: types.FileFault{File: request.SourceName}}}
 		}
-		ownDisks.Delete(file)
-		return nil, nil
+		return nil, renameDisk(from, to)
 	})
 	return &methods.MoveVirtualDisk_TaskBody{Res: &types.MoveVirtualDisk_TaskResponse{Returnval: task}}
+}
+
+func (m *diskManager) DeleteVirtualDiskTask(_ *simulator.Context, request *types.DeleteVirtualDisk_Task) soap.HasFault {
+	remove := func() (types.AnyType, error) {
+		file, err := place(request.Name, true)
+		if err != nil {
+			return nil, err
+		}
+		if inUse(file) {
+			return nil, &fileFault{&types.FileLocked{FileFault: types.FileFault{File: request.Name}}}
+		}
+		return nil, removeDisk(file)
+	}
+	return &methods.DeleteVirtualDisk_TaskBody{Res: &types.DeleteVirtualDisk_TaskResponse{
+		Returnval: m.diskTask("DeleteVirtualDisk_Task", remove),
+	}}
+}
+
+// removeDisk removes a disk's files.
+func removeDisk(file string) error {
+	for _, old := range []string{flatFile(file), file} {
+		if err := os.Remove(old); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+	}
+	ownDisks.Delete(file)
+	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"github.com/google/uuid"
-	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -38,10 +37,8 @@ func flatFile(file string) string { return strings.TrimSuffix(file, ".vmdk") + "
 // createDisk makes a disk of so many bytes: a child where there is a parent (then 0 is as many as that
 // has), else a descriptor and a sparse flat extent.
 func createDisk(file, parent string, size int64) error {
-	for _, old := range []string{file, flatFile(file)} {
-		if err := os.Remove(old); err != nil && !os.IsNotExist(err) {
-			return err
-		}
+	if err := removeDisk(file); err != nil {
+		return err
 	}
 	arguments := []string{"create", "-q", "-f", "vmdk"}
 	if parent != "" {
@@ -82,13 +79,19 @@ func volatileDisk(d diskDevice, directory string) error {
 // prepareDisks puts in what a server does for the disks of a specification, before it is applied: a UUID,
 // and a complaint about a parent that is not there.
 func prepareDisks(spec *types.VirtualMachineConfigSpec) types.BaseMethodFault {
-	return eachDisk(spec, func(_ *types.VirtualDeviceConfigSpec, _ *types.VirtualDisk, backing *types.VirtualDiskFlatVer2BackingInfo) types.BaseMethodFault {
+	return eachDisk(spec, func(change *types.VirtualDeviceConfigSpec, _ *types.VirtualDisk, backing *types.VirtualDiskFlatVer2BackingInfo) types.BaseMethodFault {
 		if backing.Uuid == "" {
 			backing.Uuid = uuid.New().String()
 		}
 		if backing.Parent != nil {
 			if file, err := datastoreFile(backing.Parent.FileName); err != nil || !exists(file) {
 				return &types.FileNotFound{FileFault: types.FileFault{File: backing.Parent.FileName}}
+			}
+		}
+		// The simulator takes a disk for there only if it has a second file.
+		if file, err := datastoreFile(backing.FileName); err == nil && change.FileOperation == "" && exists(file) && !exists(flatFile(file)) {
+			if err := os.WriteFile(flatFile(file), nil, 0o600); err != nil {
+				return &types.GenericVmConfigFault{Reason: err.Error()}
 			}
 		}
 		return nil
@@ -168,16 +171,4 @@ func checkDisk(file string) error {
 		}
 	}
 	return nil
-}
-
-// diskManager makes, copies and moves disks that can be read. Deleting them is the simulator's.
-type diskManager struct {
-	simulator.VirtualDiskManager
-}
-
-// installDiskManager makes it the registry's.
-func installDiskManager() {
-	m := &diskManager{}
-	m.Self = registry().VirtualDiskManager().Reference()
-	registry().Put(m)
 }

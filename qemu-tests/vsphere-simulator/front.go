@@ -102,6 +102,11 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasPrefix(r.URL.Path, "/folder"):
 		f.count(r.Method + " /folder")
 		f.serveFolder(w, r)
+	case strings.HasPrefix(r.URL.Path, "/nfc/"):
+		f.count(r.Method + " /nfc")
+		if !serveUpload(w, r) {
+			f.inner.ServeHTTP(w, r)
+		}
 	default:
 		f.count(r.Method + " " + path.Join("/", strings.SplitN(strings.TrimPrefix(r.URL.Path, "/"), "/", 2)[0]))
 		f.inner.ServeHTTP(w, r)
@@ -212,6 +217,9 @@ func (f *front) perform(r *http.Request, c call, body []byte) (result *answer) {
 	request.ContentLength = int64(len(body))
 	f.inner.ServeHTTP(result, request)
 	f.follow(r, c, result)
+	if result.status == http.StatusOK && (c.method == "HttpNfcLeaseComplete" || c.method == "HttpNfcLeaseAbort") {
+		leaseEnded(c.this.Value, c.method == "HttpNfcLeaseAbort")
+	}
 	// Not all that the simulator's methods change do they tell the registry of.
 	if mayChange(c.method) {
 		changed.touch(c.this)

@@ -30,6 +30,8 @@ type diskDevice struct {
 	key, bus, unit int
 	file           string
 	serial         string
+	// The files of what it is a child of.
+	parents []string
 	// What is written is forgotten at the end.
 	volatile bool
 }
@@ -118,6 +120,13 @@ func (h *hardware) device(devices object.VirtualDeviceList, device types.BaseVir
 		}
 		if flat, ok := base.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok {
 			disk.serial = strings.ToLower(strings.NewReplacer("-", "", " ", "").Replace(flat.Uuid))
+			for parent := flat.Parent; parent != nil; parent = parent.Parent {
+				file, err := datastoreFile(parent.FileName)
+				if err != nil {
+					return err
+				}
+				disk.parents = append(disk.parents, file)
+			}
 			disk.volatile = strings.HasSuffix(flat.DiskMode, "nonpersistent")
 		}
 		h.disks = append(h.disks, disk)

@@ -51,9 +51,7 @@ func createInventory(o options) (*simulator.Service, error) {
 	prune()
 	correctEvents()
 	installCollector()
-	if host.enabled {
-		installDiskManager()
-	}
+	installDiskManager()
 	return model.Service, shareDatastore(host.datastore)
 }
 

@@ -22,10 +22,11 @@ type machine struct {
 	guest *guest
 }
 
-// The types of the objects that answer instead of virtual machines and folders.
+// The types of the objects that answer instead of virtual machines, folders and resource pools.
 const (
 	machineKind = "SimulatedMachine"
 	folderKind  = "SimulatedFolder"
+	poolKind    = "SimulatedPool"
 )
 
 var machines = struct {
@@ -72,6 +73,14 @@ func override(c call) string {
 		if f, ok := registry().Get(c.this).(*simulator.Folder); ok {
 			folderOf(f)
 			return folderKind
+		}
+	case "ResourcePool":
+		if !hasMethod((*pool)(nil), c.method) {
+			return ""
+		}
+		if p, ok := registry().Get(c.this).(*simulator.ResourcePool); ok {
+			poolOf(p)
+			return poolKind
 		}
 	}
 	return ""

@@ -40,8 +40,10 @@ func (m *machine) powerOn(ctx *simulator.Context, request *types.PowerOnVM_Task)
 	} else if host.enabled {
 		hardware, err := readHardware(m.vm)
 		for _, disk := range hardware.disks {
-			if err == nil {
-				err = checkDisk(disk.file)
+			for _, file := range append([]string{disk.file}, disk.parents...) {
+				if err == nil {
+					err = checkDisk(file)
+				}
 			}
 		}
 		if err == nil {

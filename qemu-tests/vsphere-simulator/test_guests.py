@@ -176,6 +176,75 @@ def check_migration(rig, machine, t):
     t.equal(rig.events(machine).count("VmMigratedEvent"), 1, "one migration is in its history")
 
 
+def stream_of(rig, name):
+    """A disk of 8 MiB with something on it, as `streamOptimized`: its file and its bytes."""
+    raw, stream = (os.path.join(rig.simulator.directory.name, name + end) for end in (".raw", ".vmdk"))
+    with open(raw, "wb") as file:
+        file.truncate(8 << 20)
+        file.write(b"what is on it" * 1000)
+    subprocess.run(["qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, stream], check=True)
+    with open(stream, "rb") as file:
+        return raw, file.read()
+
+
+def check_import(rig, t):
+    """A disk by import lease, as OVF imports do, moved out of its machine."""
+    raw, stream = stream_of(rig, "imported")
+    image = disk(-11, 0, "[LocalDS_0] upload/upload.vmdk", kilobytes=8 << 10)
+    spec = machine_spec("upload", [
+        (DEVICE.ParaVirtualSCSIController(key=-10, busNumber=0, sharedBus="noSharing"), None), (image, "create")])
+    lease = rig.pool.ImportVApp(vim.vm.VmImportSpec(configSpec=spec), rig.center.vmFolder)
+    t.equal(lease.state, "ready", "an import's lease")
+    url = lease.info.deviceUrl[0]
+    status, _ = rig.simulator.request("POST", url.url.split("*", 1)[1], stream)
+    t.equal(status // 100, 2, "its upload")
+    machine = lease.info.entity
+    lease.HttpNfcLeaseComplete()
+    attached = next(d for d in machine.config.hardware.device if isinstance(d, DEVICE.VirtualDisk))
+    change = vim.vm.device.VirtualDeviceSpec(operation="remove", device=attached)
+    WaitForTask(machine.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+    manager = rig.instance.RetrieveContent().virtualDiskManager
+    WaitForTask(manager.MoveVirtualDisk_Task(
+        attached.backing.fileName, rig.center, "[LocalDS_0] images/imported.vmdk", rig.center))
+    WaitForTask(machine.Destroy_Task())
+    same = subprocess.run(["qemu-img", "compare", "-f", "vmdk", "-F", "raw",
+                           os.path.join(rig.simulator.datastore, "images/imported.vmdk"), raw], check=False)
+    t.equal(same.returncode, 0, "the disk has what was uploaded, under its new name")
+
+    lease = rig.pool.ImportVApp(vim.vm.VmImportSpec(configSpec=machine_spec("given up")), rig.center.vmFolder)
+    machine = lease.info.entity
+    lease.HttpNfcLeaseAbort()
+    t.raises(vmodl.fault.ManagedObjectNotFound, "an import that is given up leaves no machine", lambda: machine.name)
+
+
+def check_formats(rig, t):
+    """ESXi runs its own formats only."""
+    _, stream = stream_of(rig, "foreign")
+    status, _ = rig.simulator.request(
+        "PUT", f"/folder/images/foreign.vmdk?dcPath={rig.center.name}&dsName=LocalDS_0", stream, cookie(rig.instance))
+    t.equal(status // 100, 2, "a stream as a file")
+    task = rig.center.vmFolder.CreateVM_Task(machine_spec("foreign", [
+        (DEVICE.ParaVirtualSCSIController(key=-10, busNumber=0, sharedBus="noSharing"), None),
+        (disk(-11, 0, "[LocalDS_0] foreign/foreign.vmdk", parent="[LocalDS_0] images/foreign.vmdk"), "create")]), rig.pool)
+    WaitForTask(task)
+    fault = t.raises(vim.fault.GenericVmConfigFault, "does not run", lambda: WaitForTask(task.info.result.PowerOn()))
+    t.true(fault and "streamOptimized" in fault.reason, "and says why")
+    WaitForTask(task.info.result.Destroy_Task())
+    manager = rig.instance.RetrieveContent().virtualDiskManager
+    WaitForTask(manager.CopyVirtualDisk_Task(
+        "[LocalDS_0] images/foreign.vmdk", rig.center, "[LocalDS_0] images/own.vmdk", rig.center))
+    t.true("monolithicFlat" in rig.info("images/own.vmdk"), "a copy of it is the host's own format")
+    WaitForTask(manager.DeleteVirtualDisk_Task("[LocalDS_0] images/foreign.vmdk", rig.center))
+    t.equal(sorted(n for n in os.listdir(os.path.join(rig.simulator.datastore, "images")) if "foreign" in n), [],
+            "a disk of one file is deleted")
+    t.raises(vim.fault.FileNotFound, "what is not there is not deleted",
+             lambda: WaitForTask(manager.DeleteVirtualDisk_Task("[LocalDS_0] images/foreign.vmdk", rig.center)))
+    t.raises(vim.fault.FileNotFound, "a child of what is not there", lambda: WaitForTask(rig.center.vmFolder.CreateVM_Task(
+        machine_spec("orphan", [
+            (DEVICE.ParaVirtualSCSIController(key=-10, busNumber=0, sharedBus="noSharing"), None),
+            (disk(-11, 0, "[LocalDS_0] o/o.vmdk", parent="[LocalDS_0] images/foreign.vmdk"), "create")]), rig.pool)))
+
+
 def check_clone(rig, machine, t):
     """A copy of a running machine: the guest is the same one, its memory is its own."""
     WaitForTask(machine.ReconfigVM_Task(vim.vm.ConfigSpec(
@@ -245,6 +314,8 @@ def main():
     with Simulator(sys.argv[1], "--guests") as simulator:
         with simulator.session() as instance:
             rig = Rig(simulator, instance, sys.argv[2])
+            check_import(rig, t)
+            check_formats(rig, t)
             machine = check_boot(rig, t)
             check_suspend(rig, machine, t)
             check_hot_plug(rig, machine, t)
