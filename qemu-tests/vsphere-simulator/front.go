@@ -25,6 +25,7 @@ type front struct {
 	versions  []string
 	latency   time.Duration
 	datastore string
+	trace     bool
 
 	mu       sync.Mutex
 	sessions map[string]string
@@ -37,6 +38,7 @@ func newFront(inner http.Handler, o options) *front {
 		versions:  versionsUpTo(o.apiVersion),
 		latency:   o.latency,
 		datastore: o.datastore,
+		trace:     o.trace,
 		sessions:  make(map[string]string),
 		calls:     make(map[string]int),
 	}
@@ -174,7 +176,11 @@ func (f *front) serveCall(w http.ResponseWriter, r *http.Request) {
 		f.failTask(w, c, failing, found["slow-task"])
 		return
 	}
+	began := time.Now()
 	result := f.perform(r, c, body)
+	if f.trace {
+		log.Printf("%s %s of %s: %d in %s\n%s", r.RemoteAddr, c.method, c.this.Value, result.status, time.Since(began), brief(result))
+	}
 	_, slow := found["slow-task"]
 	_, fails := found["task-fault-after"]
 	if slow || fails {
@@ -184,6 +190,19 @@ func (f *front) serveCall(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	result.send(w)
+}
+
+// brief is the beginning of an answer's body.
+func brief(result *answer) string {
+	const most = 2000
+	body := result.body.String()
+	if at := strings.Index(body, "Body>"); at >= 0 {
+		body = body[at+len("Body>"):]
+	}
+	if len(body) > most {
+		body = body[:most]
+	}
+	return body
 }
 
 // failTask answers with a task that does nothing and fails.

@@ -2,7 +2,8 @@
 // driver would notice, with faults on request and, if asked, real guests behind its virtual machines.
 //
 //	vsphere-simulator --kind vpx|esx --listen 127.0.0.1:0 --user NAME --password-file FILE \
-//	    --datastore DIR [--latency 5ms] [--api-version 7.0.3.0]
+//	    --datastore DIR [--latency 5ms] [--api-version 7.0.3.0] \
+//	    [--guests [--qemu PROGRAM] [--qemu-img PROGRAM]] [--trace]
 //
 // When it serves it prints one line of JSON on standard output:
 //
@@ -52,6 +53,7 @@ type options struct {
 	latency      time.Duration
 	apiVersion   string
 	guests       bool
+	trace        bool
 	qemu         string
 	qemuImg      string
 }
@@ -74,6 +76,7 @@ func parse(arguments []string) (options, error) {
 	flags.DurationVar(&o.latency, "latency", 0, "time each request takes longer")
 	flags.StringVar(&o.apiVersion, "api-version", "7.0.3.0", "newest version of the API that is offered")
 	flags.BoolVar(&o.guests, "guests", false, "run a QEMU for each virtual machine that is powered on")
+	flags.BoolVar(&o.trace, "trace", false, "log every call and the beginning of its answer")
 	flags.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "QEMU's program")
 	flags.StringVar(&o.qemuImg, "qemu-img", "qemu-img", "the program that makes disks")
 	if err := flags.Parse(arguments); err != nil {
