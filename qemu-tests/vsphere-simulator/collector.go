@@ -161,12 +161,15 @@ func (c *collector) WaitForUpdatesEx(ctx *simulator.Context, request *types.Wait
 				Object: c.Self, PrivilegeId: "System.View",
 			}})
 		}
-		filters := append([]types.ManagedObjectReference(nil), c.Filter...)
 		if base.truncated || first && request.Version == "" || changed.concern(base.generation, base.objects) {
 			if !first {
 				time.Sleep(settle)
 				generation, next = changed.now()
 			}
+			// Not before the generation: what is newer than that is looked at again.
+			c.mu.Lock()
+			filters := append([]types.ManagedObjectReference(nil), c.Filter...)
+			c.mu.Unlock()
 			set, reached, fault := c.difference(ctx, filters, base, most)
 			if fault != nil {
 				return fail("", fault)

@@ -189,6 +189,37 @@ def check_updates(rig, t):
     t.equal([(o.obj, o.kind) for o in objects(update) if o.kind == "leave"], [(one, "leave")], "what is destroyed leaves")
 
 
+def check_late_filters(rig, t):
+    """A filter that comes while its collector is waited for, beside other changes."""
+    machine = rig.made("late")
+    collector = watch(rig.instance, vim.VirtualMachine, ["runtime.powerState"], machine)
+    state = {"version": wait(collector, "").version, "seen": set()}
+
+    def waiter():
+        while not state.get("end"):
+            update = wait(collector, state["version"], 1)
+            if update:
+                state["version"] = update.version
+                state["seen"] |= {o.obj for o in objects(update)}
+
+    thread = threading.Thread(target=waiter)
+    thread.start()
+    missed = []
+    for i in range(40):
+        task = machine.PowerOn() if i % 2 == 0 else machine.PowerOff()
+        collector.CreateFilter(SPEC.FilterSpec(
+            objectSet=[SPEC.ObjectSpec(obj=task)], propSet=[SPEC.PropertySpec(type=vim.Task, pathSet=["info.state"])]), False)
+        until = time.monotonic() + 5
+        while task not in state["seen"] and time.monotonic() < until:
+            time.sleep(0.002)
+        if task not in state["seen"]:
+            missed.append(task)
+            break
+    state["end"] = True
+    thread.join()
+    t.equal(missed, [], "each is answered")
+
+
 def check_configuration(rig, t):
     machine = rig.made("configured", memory=256)
     version = machine.config.changeVersion
@@ -243,7 +274,7 @@ def main():
         print(f"--- {kind}")
         with Simulator(sys.argv[1], kind=kind) as simulator, simulator.session() as instance:
             rig = Rig(simulator, instance)
-            for check in (check_calls, check_tasks, check_sessions, check_connections, check_updates,
+            for check in (check_calls, check_tasks, check_sessions, check_connections, check_updates, check_late_filters,
                           check_configuration, check_parallel):
                 check(rig, t)
     t.end()
