@@ -137,7 +137,7 @@ func delegate(ctx *simulator.Context, object mo.Reference, do func(*simulator.Co
 		return result.Interface(), nil
 	}
 	value, fault := waitTask(reference)
-	registry().Remove(reference)
+	dropTask(reference)
 	return value, fault
 }
 

@@ -16,9 +16,27 @@
 // `VM Network`. Both have one datastore LocalDS_0, which is DIR and which every host sees. There are no
 // virtual machines.
 //
-// What is truer than in govmomi's simulator: a certificate of its own; a session for what is below
-// /folder, and no directories made by writing there; the versions of vimServiceVersions.xml, and a
-// SOAPAction that has to name one; an unknown port group is a fault and not a lost connection.
+// What is truer than in govmomi's simulator:
+//
+//   - a certificate of its own, versions and a SOAPAction that has to name one, sessions for /folder, and
+//     no directories made by writing there;
+//   - tasks that are not done before the call that makes them returns;
+//   - a property collector that tells at once, of everything, in versions that can be asked for again;
+//   - extraConfig by key, changeVersion, one name once in a folder, devices removed by their key, hot add of
+//     memory and processors only where it is allowed; faults instead of lost connections for unknown port
+//     groups, parents that are not there and devices without a description;
+//   - MigrateVM_Task, InstantClone_Task, RebootGuest, uploads to import leases, disks of one file.
+//
+// What goes wrong on purpose, and what was called, is asked for at the control endpoint: see [control].
+//
+// With --guests a machine that is powered on is a QEMU: its disks are VMDKs on the datastore (children
+// of their parents' files), its CD-ROM, its vNICs on QEMU's user-mode network whatever their port group,
+// its serial ports dialled to their URIs with VMware's telnet option 232. guestinfo.* reaches the guest by
+// fw_cfg, as the QEMU driver's settings do, once, when it starts; nothing comes back that way. When QEMU
+// ends, the machine is off. Suspended, it stands still in memory. Guests are emulated, not virtualised.
+//
+// What it does not do: memory and processors of a running guest do not change, snapshots keep no disk
+// still, statistics are made up, a vNIC that was there at the start is not unplugged but disconnected.
 package main
 
 import (

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -84,6 +85,23 @@ func waitTask(reference types.ManagedObjectReference) (types.AnyType, types.Base
 	}
 }
 
+// dropTask takes away a task that nobody asked for.
+func dropTask(reference types.ManagedObjectReference) {
+	content := registry().Get(vim25.ServiceInstance).(*simulator.ServiceInstance).Content
+	if manager, ok := registry().Get(*content.TaskManager).(*simulator.TaskManager); ok {
+		manager.Lock()
+		var recent []types.ManagedObjectReference
+		for _, other := range manager.RecentTask {
+			if other != reference {
+				recent = append(recent, other)
+			}
+		}
+		registry().Update(manager, []types.PropertyChange{{Name: "recentTask", Val: recent}})
+		manager.Unlock()
+	}
+	registry().Remove(reference)
+}
+
 // taskNames are the names of tasks that are not the method's.
 var taskNames = map[string]string{
 	"CreateVM": "createVm", "PowerOnVM": "powerOn", "PowerOffVM": "powerOff", "SuspendVM": "suspend",
@@ -113,7 +131,7 @@ func retask(c call, result *answer, found map[string]rule) {
 	failing, fails := found["task-fault-after"]
 	outer := startTask(c.this, c.method, failing.Message, func(task *simulator.Task) (types.AnyType, types.BaseMethodFault) {
 		value, fault := waitTask(inner)
-		registry().Remove(inner)
+		dropTask(inner)
 		linger(task, found["slow-task"])
 		if fails {
 			fault, _ = faultNamed(failing.Fault, c.this)
