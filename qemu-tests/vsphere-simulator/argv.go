@@ -168,6 +168,9 @@ func diskNodes(d diskDevice, directory string) []dict {
 	}
 }
 
+// nodeNames are their names, the last one first.
+func (d diskDevice) nodeNames() []string { return []string{d.name(), fmt.Sprintf("file-%d", d.key)} }
+
 // device is a disk's device, as -device and device_add take it.
 func (d diskDevice) device() dict {
 	device := dict{

@@ -28,6 +28,10 @@ var changed = &changes{
 	next:   make(chan struct{}),
 }
 
+// making is held by who lets the simulator change objects, and shared by who reads many: the simulator
+// puts a new virtual machine into the inventory before it is one, and lists are changed where they lie.
+var making sync.RWMutex
+
 // leaf tells whether no other object of interest is reached through one of that type. A new task is
 // reached through the task manager, which changes with it.
 func leaf(kind string) bool {

@@ -83,6 +83,18 @@ func (c *collector) CreateFilter(ctx *simulator.Context, request *types.CreateFi
 	return result
 }
 
+func (c *collector) RetrievePropertiesEx(ctx *simulator.Context, request *types.RetrievePropertiesEx) soap.HasFault {
+	making.RLock()
+	defer making.RUnlock()
+	return c.PropertyCollector.RetrievePropertiesEx(ctx, request)
+}
+
+func (c *collector) RetrieveProperties(ctx *simulator.Context, request *types.RetrieveProperties) soap.HasFault {
+	making.RLock()
+	defer making.RUnlock()
+	return c.PropertyCollector.RetrieveProperties(ctx, request)
+}
+
 func (c *collector) DestroyPropertyCollector(ctx *simulator.Context, request *types.DestroyPropertyCollector) soap.HasFault {
 	c.CancelWaitForUpdates(nil)
 	return c.PropertyCollector.DestroyPropertyCollector(ctx, request)
@@ -167,16 +179,13 @@ func (c *collector) WaitForUpdatesEx(ctx *simulator.Context, request *types.Wait
 				generation, next = changed.now()
 			}
 			// Not before the generation: what is newer than that is looked at again.
-			c.mu.Lock()
-			filters := append([]types.ManagedObjectReference(nil), c.Filter...)
-			c.mu.Unlock()
-			set, reached, fault := c.difference(ctx, filters, base, most)
+			set, reached, fault := c.difference(ctx, base, most)
 			if fault != nil {
 				return fail("", fault)
 			}
 			reached.generation = generation
 			// The first answer comes even if it is empty, as long as there is a filter.
-			if len(set.FilterSet) > 0 || request.Version == "" && len(filters) > 0 {
+			if len(set.FilterSet) > 0 || request.Version == "" && len(reached.known) > 0 {
 				misreport(set)
 				return c.give(request.Version, set, reached)
 			}
@@ -212,8 +221,13 @@ func (c *collector) give(asked string, set *types.UpdateSet, reached *state) soa
 
 // difference is what a client does not know yet: at most so many objects of it, if not 0.
 func (c *collector) difference(
-	ctx *simulator.Context, filters []types.ManagedObjectReference, base *state, most int,
+	ctx *simulator.Context, base *state, most int,
 ) (*types.UpdateSet, *state, types.BaseMethodFault) {
+	making.RLock()
+	defer making.RUnlock()
+	c.mu.Lock()
+	filters := append([]types.ManagedObjectReference(nil), c.Filter...)
+	c.mu.Unlock()
 	set := &types.UpdateSet{}
 	reached := &state{
 		known:   make(map[types.ManagedObjectReference]map[types.ManagedObjectReference]map[string]string),

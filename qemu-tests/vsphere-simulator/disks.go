@@ -59,6 +59,44 @@ func createDisk(file, parent string, size int64) error {
 	return nil
 }
 
+// createBranch makes a child of a disk that a running QEMU has locked. qemu-img is told to look at it
+// without a lock, and writes that into the child as the parent's name: the name is put right afterwards.
+func createBranch(file, parent string) error {
+	unlocked := "json:" + text(dict{"driver": "vmdk", "file": dict{
+		"driver": "file", "filename": parent, "locking": "off",
+	}})
+	if err := createDisk(file, unlocked, 0); err != nil {
+		return err
+	}
+	stream, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	// The descriptor follows the header's sector: 20 sectors of text, the rest of them zero.
+	descriptor := make([]byte, 20*512)
+	if _, err := stream.ReadAt(descriptor, 512); err != nil {
+		return err
+	}
+	const hint = "parentFileNameHint="
+	begin := bytes.Index(descriptor, []byte(hint))
+	length := -1
+	if begin >= 0 {
+		length = bytes.IndexByte(descriptor[begin:], '\n')
+	}
+	if length < 0 {
+		return fmt.Errorf("%s: its descriptor names no parent", file)
+	}
+	corrected := append([]byte(nil), descriptor[:begin]...)
+	corrected = append(corrected, fmt.Sprintf("%s%q", hint, parent)...)
+	corrected = append(corrected, descriptor[begin+length:]...)
+	if len(corrected) > len(descriptor) {
+		return fmt.Errorf("%s: its parent's name is too long", file)
+	}
+	_, err = stream.WriteAt(append(corrected, make([]byte, len(descriptor)-len(corrected))...), 512)
+	return err
+}
+
 // volatileDisks makes what is written to that has to be forgotten.
 func volatileDisks(h hardware, directory string) error {
 	for _, disk := range h.disks {

@@ -16,7 +16,6 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
-	"github.com/vmware/govmomi/vim25/xml"
 )
 
 // front stands before the simulator: every request comes through it.
@@ -212,10 +211,7 @@ func (f *front) failTask(w http.ResponseWriter, c call, failing, slow rule) {
 		linger(task, slow)
 		return nil, fault
 	})
-	w.Header().Set("Content-Type", "text/xml; charset=utf-8")
-	fmt.Fprintf(w, `%s<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"><soapenv:Body>`+
-		`<%[2]sResponse xmlns="urn:vim25"><returnval type="Task">%[3]s</returnval></%[2]sResponse></soapenv:Body></soapenv:Envelope>`,
-		xml.Header, c.method, task.Value)
+	writeAnswer(w, c.method, `<returnval type="Task">`+task.Value+"</returnval>")
 }
 
 // perform lets the simulator act on a call, and keeps what it answers.
@@ -223,8 +219,13 @@ func (f *front) perform(r *http.Request, c call, body []byte) (result *answer) {
 	result = newAnswer()
 	defer func() {
 		if reason := recover(); reason != nil {
-			log.Printf("%s of %s: %v\n%s", c.method, c.this, reason, debug.Stack())
 			result = newAnswer()
+			// The simulator's way with a property that is not set.
+			if c.method == "Fetch" && strings.Contains(fmt.Sprint(reason), "index out of range [0]") {
+				writeAnswer(result, c.method, "")
+				return
+			}
+			log.Printf("%s of %s: %v\n%s", c.method, c.this, reason, debug.Stack())
 			writeFault(result, fmt.Sprint(reason), &types.SystemError{Reason: fmt.Sprint(reason)})
 		}
 	}()
@@ -234,6 +235,10 @@ func (f *front) perform(r *http.Request, c call, body []byte) (result *answer) {
 	request := r.Clone(r.Context())
 	request.Body = io.NopCloser(bytes.NewReader(body))
 	request.ContentLength = int64(len(body))
+	if c.method == "DestroyPropertyFilter" {
+		making.Lock()
+		defer making.Unlock()
+	}
 	f.inner.ServeHTTP(result, request)
 	f.follow(r, c, result)
 	if result.status == http.StatusOK && (c.method == "HttpNfcLeaseComplete" || c.method == "HttpNfcLeaseAbort") {

@@ -38,6 +38,10 @@ type guest struct {
 	// The slots of vNICs that came while it ran, by key.
 	slots  map[int]int
 	memory *os.File
+	// The block nodes of each disk by its key: what the device has comes first.
+	nodes map[int][]string
+	// Counts children of disks that came while it ran.
+	branches int
 	// The guestinfo it started with.
 	guestinfo map[string]string
 	// Closed when QEMU is gone.
@@ -105,12 +109,16 @@ func startOn(h hardware, slots map[int]int, memory *os.File, clone bool, heard f
 		directory: filepath.Join(host.scratch, fmt.Sprint(atomic.AddInt64(&host.number, 1))),
 		ports:     make(map[int]*serialPort),
 		slots:     make(map[int]int),
+		nodes:     make(map[int][]string),
 		guestinfo: h.guestinfo,
 		memory:    memory,
 		done:      make(chan struct{}),
 	}
 	for key, slot := range slots {
 		g.slots[key] = slot
+	}
+	for _, disk := range h.disks {
+		g.nodes[disk.key] = disk.nodeNames()
 	}
 	if err := os.Mkdir(g.directory, 0o700); err != nil {
 		return nil, err
@@ -240,6 +248,7 @@ func (g *guest) addDisk(d diskDevice) error {
 			return err
 		}
 	}
+	g.nodes[d.key] = d.nodeNames()
 	_, err := g.monitor.execute("device_add", d.device())
 	return err
 }
@@ -249,7 +258,9 @@ func (g *guest) removeDisk(d diskDevice) error {
 	if err := g.removeDevice(d.name()); err != nil {
 		return err
 	}
-	for _, node := range []string{d.name(), fmt.Sprintf("file-%d", d.key)} {
+	nodes := g.nodes[d.key]
+	delete(g.nodes, d.key)
+	for _, node := range nodes {
 		if _, err := g.monitor.execute("blockdev-del", dict{"node-name": node}); err != nil {
 			return err
 		}

@@ -34,6 +34,8 @@ type diskDevice struct {
 	parents []string
 	// What is written is forgotten at the end.
 	volatile bool
+	// A snapshot does not hold it still.
+	independent bool
 }
 
 type cardDevice struct {
@@ -127,6 +129,7 @@ func (h *hardware) device(devices object.VirtualDeviceList, device types.BaseVir
 				}
 				disk.parents = append(disk.parents, file)
 			}
+			disk.independent = strings.HasPrefix(flat.DiskMode, "independent")
 			disk.volatile = strings.HasSuffix(flat.DiskMode, "nonpersistent")
 		}
 		h.disks = append(h.disks, disk)

@@ -63,8 +63,7 @@ func (p *pool) ImportVApp(ctx *simulator.Context, request *types.ImportVApp) soa
 			return &methods.ImportVAppBody{Fault_: simulator.Fault(faultMessage(fault), fault)}
 		}
 	}
-	var answer soap.HasFault
-	locked(ctx, p.of, func(own *simulator.Context) { answer = p.of.ImportVApp(own, request) })
+	answer := exclusive(ctx, p.of, func(own *simulator.Context) soap.HasFault { return p.of.ImportVApp(own, request) })
 	if answer.Fault() != nil || !ok {
 		return answer
 	}

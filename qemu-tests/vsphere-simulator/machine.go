@@ -22,11 +22,12 @@ type machine struct {
 	guest *guest
 }
 
-// The types of the objects that answer instead of virtual machines, folders and resource pools.
+// The types of the objects that answer instead of virtual machines, folders, resource pools and snapshots.
 const (
-	machineKind = "SimulatedMachine"
-	folderKind  = "SimulatedFolder"
-	poolKind    = "SimulatedPool"
+	machineKind  = "SimulatedMachine"
+	folderKind   = "SimulatedFolder"
+	poolKind     = "SimulatedPool"
+	snapshotKind = "SimulatedSnapshot"
 )
 
 var machines = struct {
@@ -82,6 +83,14 @@ func override(c call) string {
 			poolOf(p)
 			return poolKind
 		}
+	case "VirtualMachineSnapshot":
+		if !hasMethod((*snapshot)(nil), c.method) {
+			return ""
+		}
+		if s, ok := registry().Get(c.this).(*simulator.VirtualMachineSnapshot); ok {
+			snapshotOf(s)
+			return snapshotKind
+		}
 	}
 	return ""
 }
@@ -120,8 +129,7 @@ func locked(ctx *simulator.Context, object mo.Reference, do func(*simulator.Cont
 
 // delegate lets the simulator's own method do it, and takes the task it made for itself away.
 func delegate(ctx *simulator.Context, object mo.Reference, do func(*simulator.Context) soap.HasFault) (types.AnyType, types.BaseMethodFault) {
-	var answer soap.HasFault
-	locked(ctx, object, func(own *simulator.Context) { answer = do(own) })
+	answer := exclusive(ctx, object, do)
 	if fault := answer.Fault(); fault != nil {
 		if f, ok := fault.VimFault().(types.BaseMethodFault); ok {
 			return nil, f
@@ -139,6 +147,14 @@ func delegate(ctx *simulator.Context, object mo.Reference, do func(*simulator.Co
 	value, fault := waitTask(reference)
 	dropTask(reference)
 	return value, fault
+}
+
+// exclusive lets the simulator's own method do it while nobody reads.
+func exclusive(ctx *simulator.Context, object mo.Reference, do func(*simulator.Context) soap.HasFault) (answer soap.HasFault) {
+	making.Lock()
+	defer making.Unlock()
+	locked(ctx, object, func(own *simulator.Context) { answer = do(own) })
+	return answer
 }
 
 // start makes a task of the machine. Tasks that change it come one after the other.

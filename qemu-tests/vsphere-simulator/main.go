@@ -35,8 +35,8 @@
 // fw_cfg, as the QEMU driver's settings do, once, when it starts; nothing comes back that way. When QEMU
 // ends, the machine is off. Suspended, it stands still in memory. Guests are emulated, not virtualised.
 //
-// What it does not do: memory and processors of a running guest do not change, snapshots keep no disk
-// still, statistics are made up, a vNIC that was there at the start is not unplugged but disconnected.
+// What it does not do: memory and processors of a running guest do not change, a snapshot holds disks
+// still but no memory and nothing is reverted to it, statistics are made up, a vNIC that was there at the start is not unplugged but disconnected.
 package main
 
 import (

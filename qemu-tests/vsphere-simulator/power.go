@@ -206,9 +206,7 @@ func (m *machine) ShutdownGuest(ctx *simulator.Context, request *types.ShutdownG
 		if fault := m.mustRun(); fault != nil {
 			return &methods.ShutdownGuestBody{Fault_: simulator.Fault("", fault)}
 		}
-		var answer soap.HasFault
-		locked(ctx, m.vm, func(own *simulator.Context) { answer = m.vm.ShutdownGuest(own, request) })
-		return answer
+		return exclusive(ctx, m.vm, func(own *simulator.Context) soap.HasFault { return m.vm.ShutdownGuest(own, request) })
 	}
 	if fault := m.button(ctx, "system_powerdown", &types.VmGuestShutdownEvent{VmEvent: vmEvent(m.vm)}); fault != nil {
 		return &methods.ShutdownGuestBody{Fault_: simulator.Fault("", fault)}
@@ -261,8 +259,7 @@ func (m *machine) UnregisterVM(ctx *simulator.Context, request *types.Unregister
 	m.operation.Lock()
 	defer m.operation.Unlock()
 	request.This = m.vm.Self
-	var answer soap.HasFault
-	locked(ctx, m.vm, func(own *simulator.Context) { answer = m.vm.UnregisterVM(own, request) })
+	answer := exclusive(ctx, m.vm, func(own *simulator.Context) soap.HasFault { return m.vm.UnregisterVM(own, request) })
 	if answer.Fault() == nil {
 		m.stopGuest()
 		m.forget()

@@ -131,6 +131,14 @@ func writeFault(w http.ResponseWriter, message string, fault types.BaseMethodFau
 	_, _ = w.Write(out.Bytes())
 }
 
+// writeAnswer answers with what is XML already.
+func writeAnswer(w http.ResponseWriter, method, content string) {
+	w.Header().Set("Content-Type", "text/xml; charset=utf-8")
+	fmt.Fprintf(w, `%s<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"><soapenv:Body>`+
+		`<%[2]sResponse xmlns="urn:vim25">%[3]s</%[2]sResponse></soapenv:Body></soapenv:Envelope>`,
+		xml.Header, method, content)
+}
+
 // faultNamed makes an empty fault of a type's name: NotEnoughLicenses. Where it has to name an object, it
 // names this one.
 func faultNamed(name string, of types.ManagedObjectReference) (types.BaseMethodFault, error) {

@@ -21,7 +21,7 @@ type work func(*simulator.Task) (types.AnyType, types.BaseMethodFault)
 // that makes them returns. The method is the API's: `PowerOnVM_Task`.
 func startTask(object types.ManagedObjectReference, method, message string, do work) types.ManagedObjectReference {
 	task := simulator.CreateTask(object, taskName(method), nil)
-	task.Info.Name = method
+	registry().WithLock(task, func() { task.Info.Name = method })
 	go func() {
 		update(task, types.PropertyChange{Name: "info.startTime", Val: time.Now()},
 			types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateRunning})

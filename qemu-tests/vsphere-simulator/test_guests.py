@@ -303,6 +303,51 @@ def check_ends(rig, machine, t):
     t.equal(machine.runtime.powerState, "poweredOff", "powered off")
 
 
+def pattern(rig, path, *commands):
+    subprocess.run(["qemu-io", "-f", "vmdk", *(w for c in commands for w in ("-c", c)),
+                    os.path.join(rig.simulator.datastore, path)], check=True, stdout=subprocess.DEVNULL)
+
+
+def check_snapshots(rig, machine, t):
+    """A snapshot holds a disk still; without it the disk has what came since."""
+    file = lambda: next(d.backing.fileName for d in machine.config.hardware.device  # noqa: E731
+                        if isinstance(d, DEVICE.VirtualDisk))
+    manager = rig.instance.RetrieveContent().virtualDiskManager
+
+    def take():
+        task = machine.CreateSnapshot_Task("s", "", False, False)
+        WaitForTask(task)
+        return task.info.result
+
+    pattern(rig, "one/one.vmdk", "write -P 1 0 64k")
+    first = take()
+    t.equal(file(), "[LocalDS_0] one/one-000001.vmdk", "off, a disk goes on in a child")
+    pattern(rig, "one/one-000001.vmdk", "write -P 2 0 64k")
+    WaitForTask(manager.CopyVirtualDisk_Task("[LocalDS_0] one/one.vmdk", rig.center, "[LocalDS_0] images/held.vmdk", rig.center))
+    pattern(rig, "images/held.vmdk", "read -P 1 0 64k")
+    WaitForTask(first.RemoveSnapshot_Task(False))
+    t.equal(file(), "[LocalDS_0] one/one.vmdk", "and back in itself without the snapshot")
+    pattern(rig, "one/one.vmdk", "read -P 2 0 64k")
+    t.equal(machine.snapshot, None, "which is gone")
+
+    WaitForTask(machine.PowerOn())
+    t.true(rig.asks("one"), "it boots after a snapshot")
+    second = take()
+    t.equal(file(), "[LocalDS_0] one/one-000001.vmdk", "running, a disk goes on in a child")
+    third = take()
+    t.equal(file(), "[LocalDS_0] one/one-000002.vmdk", "and that in another")
+    t.true(rig.asks("one"), "the guest goes on")
+    WaitForTask(third.RemoveSnapshot_Task(False))
+    WaitForTask(second.RemoveSnapshot_Task(False))
+    t.equal(file(), "[LocalDS_0] one/one.vmdk", "both are merged while it runs")
+    t.true(rig.asks("one"), "the guest goes on still")
+    WaitForTask(machine.PowerOff())
+    pattern(rig, "one/one.vmdk", "read -P 2 0 64k")
+    pattern(rig, "images/base.vmdk", "read -P 0 0 64k")
+    t.equal(sorted(n for n in os.listdir(os.path.join(rig.simulator.datastore, "one")) if "00000" in n), [],
+            "nothing of them is left")
+
+
 def check_destroyed(rig, machine, t):
     WaitForTask(machine.Destroy_Task())
     t.equal(os.path.exists(os.path.join(rig.simulator.datastore, "one")), False, "destroyed with its files")
@@ -323,6 +368,7 @@ def main():
             check_clone(rig, machine, t)
             check_ends(rig, machine, t)
             check_shutdown(rig, machine, t)
+            check_snapshots(rig, machine, t)
             check_destroyed(rig, machine, t)
         t.equal(simulator.end(), 0, "it ends")
     t.end()
