@@ -81,6 +81,17 @@ func (c *changes) concern(since uint64, objects map[types.ManagedObjectReference
 	return false
 }
 
+// untouched tells whether an object is as it was at a generation. Only of machines and tasks is every
+// change told of; others may change with another object.
+func (c *changes) untouched(object types.ManagedObjectReference, since uint64) bool {
+	if object.Type != "VirtualMachine" && object.Type != "Task" {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.latest[object] <= since
+}
+
 // changeHandler is how the registry tells of changes.
 type changeHandler struct{ changes *changes }
 

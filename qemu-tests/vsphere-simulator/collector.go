@@ -184,6 +184,10 @@ func (c *collector) WaitForUpdatesEx(ctx *simulator.Context, request *types.Wait
 				return fail("", fault)
 			}
 			reached.generation = generation
+			if reached.truncated {
+				// What was left out is looked at again.
+				reached.generation = base.generation
+			}
 			// The first answer comes even if it is empty, as long as there is a filter.
 			if len(set.FilterSet) > 0 || request.Version == "" && len(reached.known) > 0 {
 				misreport(set)
@@ -271,6 +275,10 @@ func (c *collector) difference(
 			present[content.Obj] = true
 			reached.objects[content.Obj] = true
 			known, entered := before[content.Obj]
+			if entered && changed.untouched(content.Obj, base.generation) {
+				after[content.Obj] = known
+				continue
+			}
 			values, changes := compare(known, content.PropSet)
 			if entered && len(changes) == 0 || !take() {
 				if entered {
