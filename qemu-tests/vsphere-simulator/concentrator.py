@@ -92,7 +92,12 @@ class Connection(threading.Thread):
             self.said["cookie"] = content + b"\xff" + os.urandom(8)
             self.command(GOAHEAD, self.said["cookie"])
         elif number == PEER:
-            self.said["peer"] = content
+            source = next((c for c in self.owner.connections if c.said.get("cookie") == content), None)
+            if source is None:
+                self.stream.shutdown(socket.SHUT_RDWR)
+                return
+            self.said.update(source.said, peer=content)
+            self.said.pop("cookie")
             self.command(PEER_OK, content)
         with self.owner.changed:
             if number == NAME:

@@ -81,7 +81,7 @@ func (p *serialPort) dial(to target) {
 func (p *serialPort) keep(to target, generation int) {
 	complained := false
 	for p.current(generation) {
-		l, err := openLink(to, p.who, p.deliver)
+		l, err := openLink(to, p.who, nil, p.deliver)
 		if err != nil {
 			if !complained {
 				log.Printf("%s: serial port to %s: %v", p.who.name, to.proxy+" "+to.service, err)
@@ -166,15 +166,9 @@ func (p *serialPort) migrate(sequence []byte, abort bool, pause time.Duration) e
 		source.command(vmotionAbort, sequence)
 		return err
 	}
-	destination, err := openLink(to, p.who, p.deliver)
+	destination, err := openLink(to, p.who, cookie, p.deliver)
 	if err != nil {
 		return giveUp(fmt.Errorf("from the target: %w", err))
-	}
-	accepted := destination.await(vmotionPeerOK)
-	destination.command(vmotionPeer, cookie)
-	if _, err := destination.answer(accepted); err != nil {
-		destination.close()
-		return giveUp(fmt.Errorf("VMOTION-PEER: %w", err))
 	}
 	time.Sleep(pause)
 	if abort {

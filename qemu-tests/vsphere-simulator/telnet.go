@@ -139,8 +139,9 @@ const negotiationLimit = 10 * time.Second
 
 var errLinkClosed = errors.New("the connection ended")
 
-// openLink dials, negotiates, asks to be proxied if so, and then delivers what comes.
-func openLink(t target, who identity, deliver func([]byte)) (*link, error) {
+// openLink dials, negotiates, and delivers what comes. A proxy is asked to take the port or, by the target
+// of a migration, which has a cookie for it, to take it for a port that it has.
+func openLink(t target, who identity, cookie []byte, deliver func([]byte)) (*link, error) {
 	address, telnet, proxied, err := t.address()
 	if err != nil {
 		return nil, err
@@ -153,8 +154,11 @@ func openLink(t target, who identity, deliver func([]byte)) (*link, error) {
 		connection: connection, telnet: telnet, identity: who,
 		waiting: make(map[byte]chan []byte), closed: make(chan struct{}),
 	}
-	known, accepted := l.await(knownSuboptions2), l.await(willProxy)
-	refused := l.await(wontProxy)
+	known, refused := l.await(knownSuboptions2), l.await(wontProxy)
+	accepted := l.await(willProxy)
+	if cookie != nil {
+		accepted = l.await(vmotionPeerOK)
+	}
 	go l.read(deliver)
 	if !telnet {
 		return l, nil
@@ -171,11 +175,14 @@ func openLink(t target, who identity, deliver func([]byte)) (*link, error) {
 		l.close()
 		return nil, fmt.Errorf("the commands the proxy knows: %w", err)
 	}
-	direction := "C"
-	if t.direction == "server" {
-		direction = "S"
+	switch {
+	case cookie != nil:
+		l.command(vmotionPeer, cookie)
+	case t.direction == "server":
+		l.command(doProxy, []byte("S"+t.service))
+	default:
+		l.command(doProxy, []byte("C"+t.service))
 	}
-	l.command(doProxy, []byte(direction+t.service))
 	select {
 	case <-accepted:
 		return l, nil
@@ -184,7 +191,7 @@ func openLink(t target, who identity, deliver func([]byte)) (*link, error) {
 	case <-l.closed:
 		err = errLinkClosed
 	case <-time.After(negotiationLimit):
-		err = errors.New("no answer to DO-PROXY")
+		err = errors.New("the proxy does not answer")
 	}
 	l.close()
 	return nil, err
