@@ -37,6 +37,8 @@
 //
 // What it does not do: memory and processors of a running guest do not change, a snapshot holds disks
 // still but no memory and nothing is reverted to it, statistics are made up, a vNIC that was there at the start is not unplugged but disconnected.
+// QEMU's UEFI firmware takes what arrives on the first two serial ports for a keyboard, which VMware's does
+// not: what is said there before the kernel runs can open its menu.
 package main
 
 import (

@@ -354,23 +354,26 @@ def check_destroyed(rig, machine, t):
     t.true(os.path.exists(os.path.join(rig.simulator.datastore, "images/base.vmdk")), "but not its parent")
 
 
+def check_esx(rig, machine, t):
+    """What only a vCenter can."""
+    t.raises(vmodl.fault.NotSupported, "a host clones nothing", lambda: machine.InstantClone_Task(
+        vim.vm.InstantCloneSpec(name="none", location=vim.vm.RelocateSpec())))
+
+
 def main():
     t = Checks()
-    with Simulator(sys.argv[1], "--guests") as simulator:
-        with simulator.session() as instance:
-            rig = Rig(simulator, instance, sys.argv[2])
-            check_import(rig, t)
-            check_formats(rig, t)
-            machine = check_boot(rig, t)
-            check_suspend(rig, machine, t)
-            check_hot_plug(rig, machine, t)
-            check_migration(rig, machine, t)
-            check_clone(rig, machine, t)
-            check_ends(rig, machine, t)
-            check_shutdown(rig, machine, t)
-            check_snapshots(rig, machine, t)
-            check_destroyed(rig, machine, t)
-        t.equal(simulator.end(), 0, "it ends")
+    everywhere = (check_ends, check_shutdown, check_snapshots, check_destroyed)
+    for kind, checks in (("vpx", (check_migration, check_clone)), ("esx", (check_esx,))):
+        print(f"--- {kind}")
+        with Simulator(sys.argv[1], "--guests", kind=kind) as simulator:
+            with simulator.session() as instance:
+                rig = Rig(simulator, instance, sys.argv[2])
+                check_import(rig, t)
+                check_formats(rig, t)
+                machine = check_boot(rig, t)
+                for check in (check_suspend, check_hot_plug, *checks, *everywhere):
+                    check(rig, machine, t)
+            t.equal(simulator.end(), 0, "it ends")
     t.end()
 
 
