@@ -1,6 +1,7 @@
 //! A `vch serve` of a test's own.
 
 use super::request::{self, Answer};
+use super::simulator::Simulator;
 use crate::environment::program;
 use crate::harness::{Context, skip};
 use crate::terminal::Terminal;
@@ -19,6 +20,8 @@ pub enum Driver {
     Fake,
     /// Real guests.
     Qemu,
+    /// Real guests behind a simulated vCenter's machines.
+    Vsphere,
 }
 
 impl fmt::Display for Driver {
@@ -26,6 +29,7 @@ impl fmt::Display for Driver {
         f.write_str(match self {
             Self::Fake => "fake",
             Self::Qemu => "qemu",
+            Self::Vsphere => "vsphere",
         })
     }
 }
@@ -36,6 +40,7 @@ pub struct Docker<'a> {
     test: &'a Context,
     serve: RefCell<Option<Running>>,
     flags: Vec<String>,
+    simulator: Option<Simulator>,
 }
 
 impl<'a> Docker<'a> {
@@ -60,10 +65,18 @@ impl<'a> Docker<'a> {
         if images.is_symlink() {
             std::fs::remove_file(&images)?;
         }
+        let simulator = match test.driver() {
+            Driver::Fake | Driver::Qemu => None,
+            Driver::Vsphere => Some(Simulator::start(test)?),
+        };
+        if let Some(simulator) = &simulator {
+            simulator.make_vch(test)?;
+        }
         let docker = Self {
             test,
             serve: RefCell::default(),
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+            simulator,
         };
         docker.import("busybox")?;
         docker.start_serving()?;
@@ -109,7 +122,14 @@ impl<'a> Docker<'a> {
         let driver = self.test.driver().to_string();
         let words = ["serve", "--host", &host, "--driver", &driver];
         let flags = self.flags.iter().map(String::as_str);
-        let serve = self.test.vch(words.into_iter().chain(flags)).spawn()?;
+        let of_server = self.simulator.iter().flat_map(Simulator::flags);
+        let words = words.into_iter().chain(of_server).chain(flags);
+        let serve = self.test.vch(words);
+        let serve = match &self.simulator {
+            None => serve,
+            Some(simulator) => simulator.tell(serve),
+        };
+        let serve = serve.spawn()?;
         serve.expect_error("listening");
         *self.serve.borrow_mut() = Some(serve);
         Ok(())
@@ -174,7 +194,11 @@ impl<'a> Docker<'a> {
             self.cmd(words).done()?.status(0);
         }
         assert_eq!(self.ok(["ps", "-aq"])?, "");
-        self.stop_serving()
+        self.stop_serving()?;
+        match &self.simulator {
+            None => Ok(()),
+            Some(simulator) => simulator.delete_vch(self.test),
+        }
     }
 
     /// `docker ARGUMENTS...`

@@ -2,5 +2,6 @@
 
 mod engine;
 mod request;
+mod simulator;
 
 pub use engine::{Docker, Driver};

@@ -69,7 +69,7 @@ impl Options {
         let begins = |beginning: &Option<String>| {
             beginning
                 .as_ref()
-                .map(|word| test.group.starts_with(word.as_str()))
+                .map(|word| test.family().starts_with(word.as_str()))
         };
         if begins(&self.only) == Some(false) || begins(&self.without) == Some(true) {
             return false;

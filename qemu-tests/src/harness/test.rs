@@ -69,11 +69,26 @@ impl Test {
         self
     }
 
+    /// With real guests behind a simulated vCenter.
+    pub const fn on_vsphere(mut self) -> Self {
+        self.driver = Driver::Vsphere;
+        self
+    }
+
+    /// What it is chosen by: its group, or what its machines are behind.
+    pub fn family(&self) -> &'static str {
+        match self.driver {
+            Driver::Fake | Driver::Qemu => self.group,
+            Driver::Vsphere => "vsphere",
+        }
+    }
+
     /// Group and name.
     pub fn title(&self) -> String {
         let driver = match self.driver {
             Driver::Fake => " (fake)",
             Driver::Qemu => "",
+            Driver::Vsphere => " (vsphere)",
         };
         format!("{}: {}{driver}", self.group, self.name)
     }

@@ -12,6 +12,7 @@ pub(super) const CASES: &[Case] = &[
         "diff lists what was added, changed and deleted, and nothing of an untouched container",
         diff,
     )
+    .vsphere_too()
     .guests_only()
     .guests(2),
     Case::new(
@@ -19,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
         "commit makes an image with the container's files and the configuration asked for",
         commit,
     )
+    .vsphere_too()
     .guests_only()
     .guests(2),
     Case::new(

@@ -13,12 +13,14 @@ pub(super) const CASES: &[Case] = &[
         "a file and a tree go in and come out of a running container as they were",
         running,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-copy",
         "the same of a stopped one, which stays stopped",
         stopped,
     )
+    .vsphere_too()
     .guests_too()
     .guests(2),
     Case::new(

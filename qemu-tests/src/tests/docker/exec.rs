@@ -12,6 +12,7 @@ pub(super) const CASES: &[Case] = &[
         "exit codes 1 to 9 come back, with output on both streams",
         codes,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-exec",
@@ -25,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
         "a program that is not there is 127, one that cannot be executed 126",
         not_started,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-exec",

@@ -24,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
         "a shell at a terminal echoes, has its size, obeys Ctrl-C and ends at exit",
         terminal,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-interaction",
@@ -51,6 +52,7 @@ pub(super) const CASES: &[Case] = &[
         "a megabyte through cat comes back as it went",
         megabyte,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-interaction",

@@ -14,6 +14,7 @@ pub(super) const CASES: &[Case] = &[
         "vch serve killed eight times at random under load loses no line, no status and no VM",
         eight,
     )
+    .vsphere_too()
     .guests_only()
     .guests(2)
     .minutes(8),

@@ -12,12 +12,14 @@ pub(super) const CASES: &[Case] = &[
         "a container is created, started, stopped, started again and removed",
         life,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-lifecycle",
         "run passes output and the exit status on and leaves the container",
         run,
-    ),
+    )
+    .vsphere_too(),
     Case::new(
         "docker-lifecycle",
         "run --rm leaves nothing, also when it is detached",
@@ -34,6 +36,7 @@ pub(super) const CASES: &[Case] = &[
         "stop sends the stop signal, waits as long as it may and then kills",
         stop,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-lifecycle",
@@ -45,6 +48,7 @@ pub(super) const CASES: &[Case] = &[
         "a paused container stands still and goes on",
         pause,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-lifecycle",
@@ -70,7 +74,8 @@ pub(super) const CASES: &[Case] = &[
         "docker-lifecycle",
         "files written stay over a stop and a start",
         files_stay,
-    ),
+    )
+    .vsphere_too(),
     Case::new(
         "docker-lifecycle",
         "environment, working directory, host name, labels and entrypoint are as asked",

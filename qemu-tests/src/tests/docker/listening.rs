@@ -18,33 +18,39 @@ pub(super) const CASES: &[Case] = &[
         "docker-listening",
         "over TCP who has a certificate of the authority's is answered, and nobody else",
         certificates,
-    ),
+    )
+    .not_on_vsphere(),
     Case::new(
         "docker-listening",
         "plain TCP is for loopback addresses, and only when asked for",
         plain,
-    ),
+    )
+    .not_on_vsphere(),
     Case::new(
         "docker-listening",
         "systemd's socket starts it, is served and outlives it",
         activated,
-    ),
+    )
+    .not_on_vsphere(),
     Case::new(
         "docker-listening",
         "a client that does not read delays nobody and costs no memory",
         slow_readers,
     )
+    .not_on_vsphere()
     .minutes(5),
     Case::new(
         "docker-listening",
         "clients beyond the limit are told so, and there is room again when others go",
         too_many,
-    ),
+    )
+    .not_on_vsphere(),
     Case::new(
         "docker-listening",
         "metrics are Prometheus's, and count",
         metrics,
-    ),
+    )
+    .not_on_vsphere(),
 ];
 
 fn openssl(directory: &Path, words: &[&str]) -> Result<()> {

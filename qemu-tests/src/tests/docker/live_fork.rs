@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
         script,
     )
     .guests_only()
+    .not_on_vsphere()
     .guests(2)
     .minutes(5),
     Case::new(
@@ -25,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
         redis,
     )
     .guests_only()
+    .not_on_vsphere()
     .guests(2)
     .minutes(10),
     Case::new(
@@ -33,6 +35,7 @@ pub(super) const CASES: &[Case] = &[
         threads,
     )
     .guests_only()
+    .not_on_vsphere()
     .guests(2)
     .minutes(5),
     Case::new(
@@ -41,6 +44,7 @@ pub(super) const CASES: &[Case] = &[
         killed,
     )
     .guests_only()
+    .not_on_vsphere()
     .guests(2)
     .minutes(8),
     Case::new(
@@ -49,6 +53,7 @@ pub(super) const CASES: &[Case] = &[
         refused,
     )
     .guests_only()
+    .not_on_vsphere()
     .minutes(5),
 ];
 

@@ -12,12 +12,14 @@ pub(super) const CASES: &[Case] = &[
         "five thousand lines are intact, and their tail is what is asked for",
         five_thousand,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new(
         "docker-logs",
         "binary output has the same sha256 on the client and in the log",
         binary,
     )
+    .vsphere_too()
     .guests_too(),
     Case::new("docker-logs", "stdout and stderr are kept apart", apart),
     Case::new(

@@ -36,6 +36,18 @@ const IMAGE: &str = "sample/busybox";
 struct Case {
     test: Test,
     on: On,
+    vsphere: OnVsphere,
+}
+
+/// Whether it runs on guests behind a simulated vCenter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnVsphere {
+    /// By default.
+    Too,
+    /// With `--full`.
+    Full,
+    /// It is about what that has not got.
+    Never,
 }
 
 #[derive(Clone, Copy)]
@@ -57,7 +69,20 @@ impl Case {
         Self {
             test: Test::new(group, name, body),
             on: On::Fake,
+            vsphere: OnVsphere::Full,
         }
+    }
+
+    /// By default behind a simulated vCenter as well.
+    const fn vsphere_too(mut self) -> Self {
+        self.vsphere = OnVsphere::Too;
+        self
+    }
+
+    /// Never there.
+    const fn not_on_vsphere(mut self) -> Self {
+        self.vsphere = OnVsphere::Never;
+        self
     }
 
     /// On real guests by default, too.
@@ -119,7 +144,13 @@ pub fn all() -> Vec<Test> {
     ]
     .concat();
     let (mut played, mut booted) = (Vec::new(), Vec::new());
-    for Case { test, on } in cases {
+    let mut behind = Vec::new();
+    for Case { test, on, vsphere } in cases {
+        match vsphere {
+            OnVsphere::Too => behind.push(test.clone().on_vsphere()),
+            OnVsphere::Full => behind.push(test.clone().on_vsphere().full()),
+            OnVsphere::Never => {}
+        }
         match on {
             On::Fake => {
                 played.push(test.clone().on_the_fake());
@@ -133,5 +164,6 @@ pub fn all() -> Vec<Test> {
         }
     }
     played.append(&mut booted);
+    played.append(&mut behind);
     played
 }

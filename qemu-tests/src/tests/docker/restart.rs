@@ -32,6 +32,7 @@ pub(super) const CASES: &[Case] = &[
         "over a stop and start of vch serve containers run on, and policies are kept to",
         over_serving,
     )
+    .vsphere_too()
     .guests_only()
     .guests(2)
     .minutes(5),

@@ -16,6 +16,7 @@ pub(super) const CASES: &[Case] = &[
         as_any_other,
     )
     .guests_only()
+    .not_on_vsphere()
     .guests(3)
     .minutes(5),
     Case::new(
@@ -24,6 +25,7 @@ pub(super) const CASES: &[Case] = &[
         no_good,
     )
     .guests_only()
+    .not_on_vsphere()
     .guests(2)
     .minutes(5),
     Case::new(
@@ -32,6 +34,7 @@ pub(super) const CASES: &[Case] = &[
         isolation,
     )
     .guests_only()
+    .not_on_vsphere()
     .guests(2)
     .minutes(5),
 ];

@@ -1,0 +1,141 @@
+//! A simulated vCenter of a test's own, with real guests behind its machines.
+
+use crate::harness::{Context, skip};
+use crate::vch::Vch;
+use anyhow::{Context as _, Result};
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+const USER: &str = "administrator@vsphere.local";
+const PASSWORD: &str = "simulated";
+
+/// What it says when it can be spoken to.
+#[derive(Debug, serde::Deserialize)]
+struct Ready {
+    url: String,
+    thumbprint_sha256: String,
+}
+
+/// The simulator. Dropped, it ends with its guests.
+#[derive(Debug)]
+pub(super) struct Simulator {
+    child: Child,
+    ready: Ready,
+    /// Where hosts dial; the same for every controller, as the machines remember it.
+    concentrator: String,
+}
+
+impl Simulator {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// A skip when there is none.
+    pub fn start(test: &Context) -> Result<Self> {
+        let Some(program) = std::env::var_os("VSPHERE_SIMULATOR") else {
+            return skip("VSPHERE_SIMULATOR does not name what scripts/vsphere-simulator prints");
+        };
+        let password = test.file("password");
+        std::fs::write(&password, PASSWORD)?;
+        let log = std::fs::File::create(test.file("simulator.log"))?;
+        let mut child = Command::new(program)
+            .args(["--kind", "vpx", "--listen", "127.0.0.1:0", "--guests"])
+            .args(["--user", USER, "--password-file"])
+            .arg(&password)
+            .arg("--datastore")
+            .arg(test.file("datastore"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()?;
+        let mut line = String::new();
+        let output = child.stdout.take().context("the simulator has no output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let ready = serde_json::from_str(&line)
+            .with_context(|| format!("the simulator said {line:?}: see simulator.log"))?;
+        // Free now, and hardly anybody's in a moment.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        Ok(Self {
+            child,
+            ready,
+            concentrator: format!("127.0.0.1:{port}"),
+        })
+    }
+
+    /// The command with what it has to know of the server.
+    pub fn tell(&self, vch: Vch) -> Vch {
+        vch.variable("VSPHERE_SERVER", &self.ready.url)
+            .variable("VSPHERE_THUMBPRINT", &self.ready.thumbprint_sha256)
+            .variable("VSPHERE_USER", USER)
+            .variable("VSPHERE_PASSWORD", PASSWORD)
+            .variable("VSPHERE_DATACENTER", "/DC0")
+            .variable("VSPHERE_DATASTORE", "LocalDS_0")
+            .variable("VSPHERE_RESOURCE_POOL", "/DC0/host/DC0_C0/Resources")
+    }
+
+    /// What `vch serve` has to be told beside.
+    pub fn flags(&self) -> [&str; 2] {
+        ["--concentrator", &self.concentrator]
+    }
+
+    /// Makes the VCH that is served unless another is named.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn make_vch(&self, test: &Context) -> Result<()> {
+        let words = [
+            "host",
+            "create",
+            "default",
+            "--network",
+            "VM Network",
+            "--memory-limit",
+            "16g",
+            // The simulator's hosts have no rule for it.
+            "--accept",
+            "firewall",
+        ];
+        let made = self.tell(test.vch(words)).done()?;
+        made.status(0);
+        assert!(
+            made.text().contains("export DOCKER_HOST=unix://"),
+            "{}",
+            made.text()
+        );
+        Ok(())
+    }
+
+    /// Removes it, and looks whether anything of it is left.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn delete_vch(&self, test: &Context) -> Result<()> {
+        self.tell(test.vch(["host", "delete", "default"]))
+            .done()?
+            .status(0);
+        let left = self.tell(test.vch(["host", "ls"])).done()?;
+        left.status(0).stdout("");
+        let mut files = Vec::new();
+        files_below(&test.file("datastore"), &mut files)?;
+        assert!(files.is_empty(), "left on the datastore: {files:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+fn files_below(directory: &std::path::Path, files: &mut Vec<std::path::PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => files_below(&path, files)?,
+            false => files.push(path),
+        }
+    }
+    Ok(())
+}
