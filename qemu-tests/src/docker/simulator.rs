@@ -10,18 +10,12 @@ use std::process::{Child, Command, Stdio};
 const USER: &str = "administrator@vsphere.local";
 const PASSWORD: &str = "simulated";
 
-/// What it says when it can be spoken to.
-#[derive(Debug, serde::Deserialize)]
-struct Ready {
-    url: String,
-    thumbprint_sha256: String,
-}
-
 /// The simulator. Dropped, it ends with its guests.
 #[derive(Debug)]
 pub(super) struct Simulator {
     child: Child,
-    ready: Ready,
+    url: String,
+    thumbprint: String,
     /// Where hosts dial; the same for every controller, as the machines remember it.
     concentrator: String,
 }
@@ -51,21 +45,23 @@ impl Simulator {
         let mut line = String::new();
         let output = child.stdout.take().context("the simulator has no output")?;
         BufReader::new(output).read_line(&mut line)?;
-        let ready = serde_json::from_str(&line)
+        let ready: serde_json::Value = serde_json::from_str(&line)
             .with_context(|| format!("the simulator said {line:?}: see simulator.log"))?;
+        let word = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
         // Free now, and hardly anybody's in a moment.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         Ok(Self {
             child,
-            ready,
+            url: word("url"),
+            thumbprint: word("thumbprint_sha256"),
             concentrator: format!("127.0.0.1:{port}"),
         })
     }
 
     /// The command with what it has to know of the server.
     pub fn tell(&self, vch: Vch) -> Vch {
-        vch.variable("VSPHERE_SERVER", &self.ready.url)
-            .variable("VSPHERE_THUMBPRINT", &self.ready.thumbprint_sha256)
+        vch.variable("VSPHERE_SERVER", &self.url)
+            .variable("VSPHERE_THUMBPRINT", &self.thumbprint)
             .variable("VSPHERE_USER", USER)
             .variable("VSPHERE_PASSWORD", PASSWORD)
             .variable("VSPHERE_DATACENTER", "/DC0")
