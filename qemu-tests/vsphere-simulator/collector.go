@@ -32,6 +32,9 @@ type collector struct {
 	cancel chan struct{}
 }
 
+// Reference does not copy the collector, as the simulator's own does while others change it.
+func (c *collector) Reference() types.ManagedObjectReference { return c.Self }
+
 // state is what a client knows when it has a version.
 type state struct {
 	generation uint64

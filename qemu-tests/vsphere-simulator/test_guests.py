@@ -360,6 +360,27 @@ def check_esx(rig, machine, t):
         vim.vm.InstantCloneSpec(name="none", location=vim.vm.RelocateSpec())))
 
 
+def emulators(simulator):
+    """The QEMU processes on a simulator's datastore."""
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                words = file.read()
+        except OSError:
+            continue
+        if b"qemu-system" in words.split(b"\0")[0] and simulator.datastore.encode() in words:
+            found.append(process)
+    return found
+
+
+def gone(what, seconds=10):
+    until = time.monotonic() + seconds
+    while not what() and time.monotonic() < until:
+        time.sleep(0.05)
+    return what()
+
+
 def main():
     t = Checks()
     everywhere = (check_ends, check_shutdown, check_snapshots, check_destroyed)
@@ -373,7 +394,14 @@ def main():
                 machine = check_boot(rig, t)
                 for check in (check_suspend, check_hot_plug, *checks, *everywhere):
                     check(rig, machine, t)
-            t.equal(simulator.end(), 0, "it ends")
+                WaitForTask(rig.create("left").PowerOn())
+            t.equal(len(emulators(simulator)), 1, "a guest runs")
+            if kind == "vpx":
+                t.equal(simulator.end(), 0, "it ends")
+            else:
+                simulator.process.kill()
+                simulator.end()
+            t.equal(gone(lambda: not emulators(simulator)), True, "and takes its guest with it")
     t.end()
 
 
