@@ -757,6 +757,47 @@ async fn answers_that_get_lost_and_sessions_that_end_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_failed_after_it_was_done_is_done() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("a_task_that_failed_after", kind).await else {
+            return;
+        };
+        for method in ["CreateVM_Task", "PowerOnVM_Task", "PowerOffVM_Task"] {
+            rig.simulator.rule(json!({"method": method, "do": "task-fault-after", "fault": "HostCommunication", "times": 1}));
+        }
+        let id = rig.make("after").await;
+        rig.driver.power_on(&id).await.unwrap();
+        assert_eq!(rig.power(&id).await, PowerState::On);
+        rig.driver.power_off(&id, PowerOff::Cut).await.unwrap();
+        assert_eq!(
+            rig.power(&id).await,
+            PowerState::Off {
+                cause: StopCause::PoweredOff
+            }
+        );
+        rig.simulator.rule(json!({"method": "Destroy_Task", "do": "task-fault-after", "fault": "HostCommunication", "times": 1}));
+        rig.driver.destroy(&id).await.unwrap();
+        assert_eq!(rig.others_view().await, []);
+    }
+}
+
+#[tokio::test]
+async fn a_vch_has_one_owner_at_a_time() {
+    let Some(rig) = Rig::start("a_vch_has_one_owner", Kind::VCenter).await else {
+        return;
+    };
+    let second = Vsphere::open(options(&rig.simulator), rig.ports.clone())
+        .await
+        .unwrap_err();
+    assert!(
+        chain(&second).contains("another process owns this VCH"),
+        "{}",
+        chain(&second)
+    );
+    rig.again().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_cannot_be_made_or_started_leaves_nothing_and_says_why() {
     for kind in KINDS {
         let Some(rig) = Rig::start("a_machine_that_cannot_be_made", kind).await else {

@@ -26,6 +26,9 @@ const UPLOAD: Duration = Duration::from_secs(3600);
 /// How much of a file is read at a time.
 const PIECE: usize = 256 << 10;
 
+/// What requests below `/folder` need on the datastore.
+pub const FILE_PRIVILEGES: &[&str] = &["Datastore.Browse", "Datastore.FileManagement"];
+
 /// A path on a datastore, written `[datastore] path`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DatastorePath {
