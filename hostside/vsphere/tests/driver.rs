@@ -409,6 +409,10 @@ async fn a_machine_is_what_its_specification_says() {
             Some("serial:ttyS1")
         );
         assert_eq!(option("guestinfo.tether.disks").as_deref(), Some("0=root"));
+        assert_eq!(
+            option("monitor_control.restrict_backdoor").as_deref(),
+            Some("TRUE")
+        );
 
         let again = rig
             .driver
