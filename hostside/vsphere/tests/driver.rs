@@ -785,6 +785,39 @@ async fn a_task_that_failed_after_it_was_done_is_done() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_machine_can_be_powered_off_and_removed() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("a_suspended_machine", kind).await else {
+            return;
+        };
+        let (off, gone) = (rig.make("off").await, rig.make("gone").await);
+        for id in [off, gone] {
+            rig.driver.power_on(&id).await.unwrap();
+            rig.driver.suspend(&id).await.unwrap();
+            let error = rig.driver.power_on(&id).await.unwrap_err();
+            assert!(
+                matches!(
+                    error.cause(),
+                    Cause::WrongState {
+                        state: PowerState::Suspended
+                    }
+                ),
+                "{error:?}"
+            );
+        }
+        rig.driver.power_off(&off, PowerOff::Cut).await.unwrap();
+        assert_eq!(
+            rig.power(&off).await,
+            PowerState::Off {
+                cause: StopCause::PoweredOff
+            }
+        );
+        rig.driver.destroy(&gone).await.unwrap();
+        assert_eq!(rig.driver.list().await.unwrap().len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_vch_has_one_owner_at_a_time() {
     let Some(rig) = Rig::start("a_vch_has_one_owner", Kind::VCenter).await else {
