@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::faults::Fault;
 use crate::property::{Collector, Objects};
-use crate::session::{Client, Error, chain};
+use crate::session::{Client, Error};
 use crate::soap::{Element as _, Node};
 use crate::types::{
-    CancelTask, DataObject, ManagedObject, Method, ObjectSpec, PropertyFilterSpec, PropertySpec,
-    Selection, TaskInfoState, TraversalSpec,
+    DataObject, ManagedObject, Method, ObjectSpec, PropertyFilterSpec, PropertySpec, Selection,
+    TaskInfoState, TraversalSpec,
 };
 
 /// How long a task may be missing among the recent ones before it is watched by itself.
@@ -164,13 +164,6 @@ fn where_it_is(state: &TaskInfoState, info: &Node) -> Progress {
                 .and_then(|text| text.trim().parse().ok()),
         ),
         _ => Progress::Queued,
-    }
-}
-
-/// Asks the server to end a task. One that cannot be ended goes on.
-pub async fn cancel(client: &Client, task: ManagedObject) {
-    if let Err(error) = client.call(&CancelTask { _this: task }).await {
-        tracing::debug!(error = %chain(&error), "a task was not ended");
     }
 }
 

@@ -409,6 +409,10 @@ async fn a_machine_is_what_its_specification_says() {
             Some("serial:ttyS1")
         );
         assert_eq!(option("guestinfo.tether.disks").as_deref(), Some("0=root"));
+        assert_eq!(
+            option("monitor_control.restrict_backdoor").as_deref(),
+            Some("TRUE")
+        );
 
         let again = rig
             .driver
@@ -754,6 +758,80 @@ async fn answers_that_get_lost_and_sessions_that_end_change_nothing() {
             "{calls:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_failed_after_it_was_done_is_done() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("a_task_that_failed_after", kind).await else {
+            return;
+        };
+        for method in ["CreateVM_Task", "PowerOnVM_Task", "PowerOffVM_Task"] {
+            rig.simulator.rule(json!({"method": method, "do": "task-fault-after", "fault": "HostCommunication", "times": 1}));
+        }
+        let id = rig.make("after").await;
+        rig.driver.power_on(&id).await.unwrap();
+        assert_eq!(rig.power(&id).await, PowerState::On);
+        rig.driver.power_off(&id, PowerOff::Cut).await.unwrap();
+        assert_eq!(
+            rig.power(&id).await,
+            PowerState::Off {
+                cause: StopCause::PoweredOff
+            }
+        );
+        rig.simulator.rule(json!({"method": "Destroy_Task", "do": "task-fault-after", "fault": "HostCommunication", "times": 1}));
+        rig.driver.destroy(&id).await.unwrap();
+        assert_eq!(rig.others_view().await, []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_machine_can_be_powered_off_and_removed() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("a_suspended_machine", kind).await else {
+            return;
+        };
+        let (off, gone) = (rig.make("off").await, rig.make("gone").await);
+        for id in [off, gone] {
+            rig.driver.power_on(&id).await.unwrap();
+            rig.driver.suspend(&id).await.unwrap();
+            let error = rig.driver.power_on(&id).await.unwrap_err();
+            assert!(
+                matches!(
+                    error.cause(),
+                    Cause::WrongState {
+                        state: PowerState::Suspended
+                    }
+                ),
+                "{error:?}"
+            );
+        }
+        rig.driver.power_off(&off, PowerOff::Cut).await.unwrap();
+        assert_eq!(
+            rig.power(&off).await,
+            PowerState::Off {
+                cause: StopCause::PoweredOff
+            }
+        );
+        rig.driver.destroy(&gone).await.unwrap();
+        assert_eq!(rig.driver.list().await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_vch_has_one_owner_at_a_time() {
+    let Some(rig) = Rig::start("a_vch_has_one_owner", Kind::VCenter).await else {
+        return;
+    };
+    let second = Vsphere::open(options(&rig.simulator), rig.ports.clone())
+        .await
+        .unwrap_err();
+    assert!(
+        chain(&second).contains("another process owns this VCH"),
+        "{}",
+        chain(&second)
+    );
+    rig.again().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use vsphere::driver::datastore::FILE_PRIVILEGES;
 use vsphere::types::{METHODS, Repeat};
 
 fn document() -> String {
@@ -62,6 +63,7 @@ fn every_privilege_is_in_the_list_of_privileges() {
     let needed: BTreeSet<&str> = METHODS
         .iter()
         .flat_map(|method| method.privileges)
+        .chain(FILE_PRIVILEGES)
         .copied()
         .collect();
     assert_eq!(listed, needed);

@@ -179,6 +179,8 @@ impl Core {
             .plain(record::KEY, hex::encode(key.as_bytes()))
             .plain(record::CHANNEL, spec.channel.guest_word())
             .plain(record::DISKS, devices::write_table(&table))
+            // Only who has I/O privilege in the guest reads its key.
+            .plain("monitor_control.restrict_backdoor", "TRUE")
             // Disks say their UUID to the guest.
             .plain("disk.EnableUUID", "TRUE")
             .set(record::OWNER, &self.vch, &none)

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, RANGE};
 use hyper::{Method, Request};
 use tokio::io::AsyncReadExt as _;
 
@@ -25,6 +25,9 @@ use crate::types::{
 const UPLOAD: Duration = Duration::from_secs(3600);
 /// How much of a file is read at a time.
 const PIECE: usize = 256 << 10;
+
+/// What requests below `/folder` need on the datastore.
+pub const FILE_PRIVILEGES: &[&str] = &["Datastore.Browse", "Datastore.FileManagement"];
 
 /// A path on a datastore, written `[datastore] path`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -117,11 +120,18 @@ impl Directory {
         let what = "looking for";
         let mut request = Request::new(full(""));
         *request.method_mut() = Method::HEAD;
-        let response = self
-            .send(what, request, file, Duration::from_secs(60))
-            .await?;
-        match response {
-            200..=299 => Ok(true),
+        let patience = Duration::from_secs(60);
+        let mut status = self.send(what, request, file, patience).await?;
+        if matches!(status, 405 | 501) {
+            // A server that knows no HEAD: its first byte says as much.
+            let mut request = Request::new(full(""));
+            let first = hyper::header::HeaderValue::from_static("bytes=0-0");
+            request.headers_mut().insert(RANGE, first);
+            status = self.send(what, request, file, patience).await?;
+        }
+        match status {
+            // 416: it is there, and has no first byte.
+            200..=299 | 416 => Ok(true),
             404 => Ok(false),
             status => Err(Error::File {
                 what,

@@ -425,7 +425,7 @@ fn key(local: &Path, cid: u32) -> String {
     format!("{}-{cid:08x}", hex::encode(&digest[..12]))
 }
 
-fn file(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> Cause {
+pub(super) fn file(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> Cause {
     let path = path.to_owned();
     move |source| Cause::File {
         what,

@@ -36,7 +36,8 @@ mod view;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -82,6 +83,8 @@ pub struct Options {
 pub struct Vsphere {
     core: Arc<Core>,
     worker: AbortHandle,
+    /// Held as long as this owns the VCH.
+    _owner: File,
 }
 
 impl std::fmt::Debug for Vsphere {
@@ -170,6 +173,25 @@ pub(crate) fn cause(what: &str, error: session::Error) -> Cause {
     Cause::because(format!("{what}{hint}"), error)
 }
 
+/// Makes the local directory, and this process its owner.
+fn own(state: &Path) -> std::result::Result<File, Cause> {
+    std::fs::create_dir_all(state).map_err(disks::file("cannot make directory", state))?;
+    let path = state.join("owner.lock");
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(disks::file("cannot open", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Cause::hypervisor(
+            "another process owns this VCH; speak to it, or wait until it has ended",
+        )),
+        Err(TryLockError::Error(source)) => Err(disks::file("cannot lock", &path)(source)),
+    }
+}
+
 impl Vsphere {
     /// Opens the VCH: logs in, finds its place, and learns its machines.
     ///
@@ -191,6 +213,7 @@ impl Vsphere {
         options: Options,
         serial: Arc<dyn SerialPorts>,
     ) -> std::result::Result<Self, Cause> {
+        let owner = own(&options.state)?;
         let failed = |error| cause("the server cannot be used", error);
         let client = Client::connect(options.session).await.map_err(failed)?;
         let place = place::Place::find(&client, &options.place).await?;
@@ -243,7 +266,11 @@ impl Vsphere {
         });
         core.adopt();
         let worker = tokio::spawn(watch::work(Arc::downgrade(&core), changes)).abort_handle();
-        Ok(Self { core, worker })
+        Ok(Self {
+            core,
+            worker,
+            _owner: owner,
+        })
     }
 
     /// How often each method of the server was called.
@@ -303,25 +330,34 @@ impl Core {
         task::run(&self.client, &self.collector, method, &mut task::quiet).await
     }
 
-    /// The same, of what can be seen when it is done: then an answer that got lost is none that matters.
+    /// The same, of what can be seen when it is done: then it is done, also if the answer got lost or the task
+    /// says that it failed.
     pub async fn task_seen<M>(
         &self,
         method: &M,
-        seen: impl FnMut(&Objects) -> Option<()> + Send,
+        mut seen: impl FnMut(&Objects) -> Option<()> + Send,
     ) -> std::result::Result<Option<crate::soap::Node>, session::Error>
     where
         M: Method<Returns = ManagedObject>,
     {
-        match self.task(method).await {
-            Err(error) if error.is_open() => {
-                tracing::warn!(method = M::NAME, error = %chain(&error), "looking whether it was done");
-                match tokio::time::timeout(DOUBT, self.collector.wait(seen)).await {
-                    Ok(Ok(())) => Ok(None),
-                    _ => Err(error),
-                }
-            }
-            answer => answer,
+        let error = match self.task(method).await {
+            Ok(result) => return Ok(result),
+            // It was so already, and somebody else's doing.
+            Err(error) if error.is("InvalidPowerState") => return Err(error),
+            Err(error) => error,
+        };
+        let done = self.collector.look(&mut seen).is_some();
+        let done = done
+            || error.is_open()
+                && matches!(
+                    tokio::time::timeout(DOUBT, self.collector.wait(seen)).await,
+                    Ok(Ok(()))
+                );
+        if !done {
+            return Err(error);
         }
+        tracing::warn!(method = M::NAME, error = %chain(&error), "it was done all the same");
+        Ok(None)
     }
 
     /// Reconfigures a machine. What is written on it is known at once.

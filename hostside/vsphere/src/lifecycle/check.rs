@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::VchSpec;
+use crate::driver::datastore::FILE_PRIVILEGES;
 use crate::driver::place::{Networks, by_path, of_one, properties, read};
 use crate::session::{Client, Error, chain};
 use crate::soap::{Element as _, Node};
@@ -330,6 +331,7 @@ fn needed() -> BTreeSet<&'static str> {
     METHODS
         .iter()
         .flat_map(|method| method.privileges)
+        .chain(FILE_PRIVILEGES)
         .copied()
         .filter(|name| !name.starts_with("System.") && !name.starts_with("Network."))
         .collect()

@@ -107,7 +107,7 @@ pub enum Error {
         /// What failed.
         what: String,
         /// What the server said.
-        source: session::Error,
+        source: Box<session::Error>,
     },
     /// The driver refused.
     #[error("the containers of the VCH cannot be removed")]
@@ -134,7 +134,10 @@ fn shown(findings: &[Finding]) -> String {
 
 fn server(what: impl Into<String>) -> impl FnOnce(session::Error) -> Error {
     let what = what.into();
-    move |source| Error::Server { what, source }
+    move |error| Error::Server {
+        what,
+        source: Box::new(error),
+    }
 }
 
 /// A client that can wait for tasks.

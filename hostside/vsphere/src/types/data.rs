@@ -287,11 +287,6 @@ data_objects! {
     /// It boots from its CD-ROM.
     struct VirtualMachineBootOptionsBootableCdromDevice {
     }
-    /// Which extension or product a machine belongs to.
-    struct ManagedByInfo {
-        extensionKey: String,
-        r#type: String,
-    }
     /// What a machine is made as, or changed to.
     struct VirtualMachineConfigSpec {
         changeVersion: Option<String>,
@@ -316,7 +311,6 @@ data_objects! {
         swapPlacement: Option<String>,
         bootOptions: Option<VirtualMachineBootOptions>,
         firmware: Option<String>,
-        managedBy: Option<ManagedByInfo>,
     }
     /// A machine that is imported.
     struct VirtualMachineImportSpec {
@@ -339,21 +333,6 @@ data_objects! {
         sslThumbprint: String,
         disk: Option<bool>,
         targetId: Option<String>,
-    }
-    /// Where a clone goes, and what is other about it.
-    struct VirtualMachineRelocateSpec {
-        folder: Option<ManagedObject>,
-        datastore: Option<ManagedObject>,
-        pool: Option<ManagedObject>,
-        host: Option<ManagedObject>,
-        deviceChange: Vec<DeviceChange>,
-    }
-    /// A running clone of a running machine.
-    struct VirtualMachineInstantCloneSpec {
-        name: String,
-        location: VirtualMachineRelocateSpec,
-        config: Vec<ConfigOption>,
-        biosUuid: Option<String>,
     }
     /// What is asked of a performance manager.
     struct PerfQuerySpec {
@@ -402,11 +381,5 @@ data_objects! {
     struct UserPrivilegeResult {
         entity: ManagedObject,
         privileges: Vec<String>,
-    }
-    /// What is looked for in a datastore's directory.
-    struct HostDatastoreBrowserSearchSpec {
-        searchCaseInsensitive: Option<bool>,
-        matchPattern: Vec<String>,
-        sortFoldersFirst: Option<bool>,
     }
 }

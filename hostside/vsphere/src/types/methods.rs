@@ -17,8 +17,6 @@ methods! {
         : Safe, [], "ends the session";
     PropertyCollector.CreatePropertyCollector() -> ManagedObject
         : Safe, [], "makes the collector that everything is waited for with";
-    PropertyCollector.DestroyPropertyCollector() -> Nothing
-        : Safe, [], "removes it";
     PropertyCollector.CreateFilter(spec: PropertyFilterSpec, partialUpdates: bool) -> ManagedObject
         : Safe, ["System.Read"], "says what is watched";
     PropertyFilter.DestroyPropertyFilter() -> Nothing
@@ -61,17 +59,6 @@ methods! {
     ManagedEntity.Destroy_Task() -> ManagedObject
         : Never, ["VirtualMachine.Inventory.Delete", "Resource.DeletePool", "Folder.Delete"],
           "removes a containerVM, and at the end pool and folder of the VCH";
-    VirtualMachine.CreateSnapshot_Task(name: String, description: Option<String>, memory: bool, quiesce: bool) -> ManagedObject
-        : Never, ["VirtualMachine.State.CreateSnapshot"], "holds a disk still for a commit";
-    VirtualMachineSnapshot.RemoveSnapshot_Task(removeChildren: bool, consolidate: Option<bool>) -> ManagedObject
-        : Never, ["VirtualMachine.State.RemoveSnapshot"], "lets it go on";
-    VirtualMachine.InstantClone_Task(spec: VirtualMachineInstantCloneSpec) -> ManagedObject
-        : Never, [
-            "VirtualMachine.Provisioning.Clone", "VirtualMachine.Inventory.CreateFromExisting", "VirtualMachine.Interact.PowerOn",
-            "VirtualMachine.Config.EditDevice", "Resource.AssignVMToPool", "Datastore.AllocateSpace"
-        ], "forks a running containerVM";
-    Task.CancelTask() -> Nothing
-        : Safe, [], "ends a task that nobody waits for any more";
     FileManager.MakeDirectory(name: String, datacenter: Option<ManagedObject>, createParentDirectories: Option<bool>) -> Nothing
         : Safe, ["Datastore.FileManagement"], "makes the VCH's directories on the datastore";
     FileManager.DeleteDatastoreFile_Task(name: String, datacenter: Option<ManagedObject>) -> ManagedObject
@@ -88,8 +75,6 @@ methods! {
         destDatacenter: Option<ManagedObject>, force: Option<bool>,
     ) -> ManagedObject
         : Never, ["Datastore.FileManagement"], "puts an uploaded image disk in its place";
-    HostDatastoreBrowser.SearchDatastore_Task(datastorePath: String, searchSpec: Option<HostDatastoreBrowserSearchSpec>) -> ManagedObject
-        : Never, ["Datastore.Browse"], "looks whether a disk is there, after a controller was killed";
     ResourcePool.ImportVApp(spec: Option<Import>, folder: Option<ManagedObject>, host: Option<ManagedObject>) -> ManagedObject
         : Never, ["VApp.Import", "VirtualMachine.Inventory.Create", "VirtualMachine.Config.AddNewDisk", "Resource.AssignVMToPool", "Datastore.AllocateSpace"],
           "opens the way for an image disk's upload";
