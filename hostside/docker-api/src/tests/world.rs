@@ -60,6 +60,7 @@ impl World {
             )
             .unwrap();
         let port_layer = PortLayer::open(Config {
+            network: portlayer::DefaultNetwork::default(),
             state: directory.path().join("vch"),
             hypervisor: Arc::new(Host::default().open()),
             images,
