@@ -239,7 +239,7 @@ impl Vsphere {
         let tasks = client
             .manager("task manager", |content| &content.taskManager)
             .map_err(failed)?;
-        let (sender, changes) = mpsc::unbounded_channel();
+        let (sender, mut changes) = mpsc::unbounded_channel();
         let specs = vec![view::machines(&place.pool), task::recent_tasks(tasks)];
         let observer = Box::new(move |change: &crate::property::Change| {
             if change.object.kind == "VirtualMachine" {
@@ -265,6 +265,10 @@ impl Vsphere {
             cells: Mutex::default(),
         });
         core.adopt();
+        // What was there already is told before there is anybody to listen.
+        while let Ok(change) = changes.try_recv() {
+            core.tell(&change);
+        }
         let worker = tokio::spawn(watch::work(Arc::downgrade(&core), changes)).abort_handle();
         Ok(Self {
             core,
