@@ -47,12 +47,16 @@ pub type Observer = Box<dyn Fn(&Change) + Send + Sync>;
 
 /// Every object that is watched.
 #[derive(Debug, Clone, Default)]
-pub struct Objects(HashMap<ManagedObject, Arc<Properties>>);
+pub struct Objects {
+    all: HashMap<ManagedObject, Arc<Properties>>,
+    /// The filters by which each is watched: it is gone when it left the last of them.
+    filters: HashMap<ManagedObject, Vec<ManagedObject>>,
+}
 
 impl Objects {
     /// The properties of one.
     pub fn get(&self, object: &ManagedObject) -> Option<&Arc<Properties>> {
-        self.0.get(object)
+        self.all.get(object)
     }
 
     /// Those of one type.
@@ -60,7 +64,31 @@ impl Objects {
         &'a self,
         kind: &'a str,
     ) -> impl Iterator<Item = (&'a ManagedObject, &'a Arc<Properties>)> {
-        self.0.iter().filter(move |(object, _)| object.kind == kind)
+        self.all
+            .iter()
+            .filter(move |(object, _)| object.kind == kind)
+    }
+}
+
+impl Objects {
+    fn enter(&mut self, object: &ManagedObject, filter: &ManagedObject) {
+        let filters = self.filters.entry(object.clone()).or_default();
+        if !filters.contains(filter) {
+            filters.push(filter.clone());
+        }
+    }
+
+    /// Whether it left the last filter.
+    fn leave(&mut self, object: &ManagedObject, filter: &ManagedObject) -> bool {
+        let Some(filters) = self.filters.get_mut(object) else {
+            return true;
+        };
+        filters.retain(|other| other != filter);
+        let last = filters.is_empty();
+        if last {
+            self.filters.remove(object);
+        }
+        last
     }
 }
 
@@ -156,11 +184,16 @@ impl Collector {
 
     /// Ends what [`Self::watch`] began. That it is gone already is no failure.
     pub async fn unwatch(&self, filter: ManagedObject, object: &ManagedObject) {
-        let destroy = DestroyPropertyFilter { _this: filter };
+        let destroy = DestroyPropertyFilter {
+            _this: filter.clone(),
+        };
         if let Err(error) = self.shared.client.call(&destroy).await {
             tracing::debug!(error = %chain(&error), "a filter was gone");
         }
-        self.shared.objects().0.remove(object);
+        let mut objects = self.shared.objects();
+        if objects.leave(object, &filter) {
+            objects.all.remove(object);
+        }
     }
 
     /// Changes a property of the copy, until the server says what it is: for what this client changed itself
@@ -168,7 +201,7 @@ impl Collector {
     pub fn assume(&self, object: &ManagedObject, change: impl FnOnce(&mut Properties)) {
         {
             let mut objects = self.shared.objects();
-            if let Some(properties) = objects.0.get_mut(object) {
+            if let Some(properties) = objects.all.get_mut(object) {
                 change(Arc::make_mut(properties));
             }
         }
@@ -237,10 +270,10 @@ impl Shared {
             };
             let more = set.truncated.unwrap_or(false);
             version.clone_from(&set.version);
-            for (object, after) in changes(&fresh, set) {
+            for (object, after) in changes(&mut fresh, set) {
                 match after {
-                    Some(after) => fresh.0.insert(object, after),
-                    None => fresh.0.remove(&object),
+                    Some(after) => fresh.all.insert(object, after),
+                    None => fresh.all.remove(&object),
                 };
             }
             if !more {
@@ -254,16 +287,19 @@ impl Shared {
 
     /// Takes over everything as it is now, and tells of what is other than it was.
     fn replace(&self, fresh: Objects) {
-        let before = self.objects().clone();
+        let before = {
+            let mut objects = self.objects();
+            objects.filters.clone_from(&fresh.filters);
+            objects.all.clone()
+        };
         let gone = before
-            .0
             .keys()
-            .filter(|object| !fresh.0.contains_key(*object))
+            .filter(|object| !fresh.all.contains_key(*object))
             .map(|object| (object.clone(), None));
         let other = fresh
-            .0
+            .all
             .iter()
-            .filter(|(object, after)| before.0.get(*object) != Some(*after))
+            .filter(|(object, after)| before.get(*object) != Some(*after))
             .map(|(object, after)| (object.clone(), Some(after.clone())));
         let changes: Vec<_> = gone.chain(other).collect();
         self.apply(changes);
@@ -274,8 +310,8 @@ impl Shared {
             let before = {
                 let mut objects = self.objects();
                 match &after {
-                    Some(after) => objects.0.insert(object.clone(), after.clone()),
-                    None => objects.0.remove(&object),
+                    Some(after) => objects.all.insert(object.clone(), after.clone()),
+                    None => objects.all.remove(&object),
                 }
             };
             (self.observer)(&Change {
@@ -297,7 +333,7 @@ impl Shared {
                     backoff = Duration::from_millis(200);
                     if let Some(set) = answer {
                         version.clone_from(&set.version);
-                        let changes = changes(&self.objects(), set);
+                        let changes = changes(&mut self.objects(), set);
                         self.apply(changes);
                     }
                     continue;
@@ -341,17 +377,27 @@ fn question(collector: &ManagedObject, version: &str, hold: i32) -> WaitForUpdat
 }
 
 /// What each object of an update is after it, in order.
-fn changes(before: &Objects, set: UpdateSet) -> Vec<(ManagedObject, Option<Arc<Properties>>)> {
+fn changes(objects: &mut Objects, set: UpdateSet) -> Vec<(ManagedObject, Option<Arc<Properties>>)> {
     let mut after: HashMap<ManagedObject, Option<Arc<Properties>>> = HashMap::new();
     let mut order = Vec::new();
-    for update in set
-        .filterSet
-        .into_iter()
-        .flat_map(|filter| filter.objectSet)
-    {
+    let updates = set.filterSet.into_iter().flat_map(|set| {
+        let of = move |update| (set.filter.clone(), update);
+        set.objectSet.into_iter().map(of)
+    });
+    for (filter, update) in updates {
+        let stays = match update.kind {
+            ObjectUpdateKind::Leave => !objects.leave(&update.obj, &filter),
+            _ => {
+                objects.enter(&update.obj, &filter);
+                false
+            }
+        };
+        if stays {
+            continue;
+        }
         let known = match after.get(&update.obj) {
             Some(state) => state.clone(),
-            None => before.get(&update.obj).cloned(),
+            None => objects.all.get(&update.obj).cloned(),
         };
         for missing in &update.missingSet {
             tracing::debug!(object = %update.obj, path = missing.path, "a property cannot be read");

@@ -99,37 +99,43 @@ impl Pending {
     ) -> Result<Option<Node>, Error> {
         let seen = |objects: &Objects| objects.get(&self.task).is_some().then_some(());
         let mut own = None;
-        if tokio::time::timeout(UNSEEN, collector.wait(seen))
-            .await
-            .is_err()
-        {
-            let watched = collector.watch(self.filter()).await;
-            own = Some(watched.map_err(|error| match error.fault() {
-                Some(fault) if fault.is_gone() => Error::TaskGone {
-                    method: self.method,
-                    object: self.object.clone(),
-                },
-                _ => error,
-            })?);
-        }
         let mut last = None;
-        let ended = collector
-            .wait(|objects| {
-                let info = objects.get(&self.task)?.get("info")?;
-                match state(info) {
-                    TaskInfoState::Success => Some(Ok(info.child("result").cloned())),
-                    TaskInfoState::Error => Some(Err(info.child("error").cloned())),
-                    state => {
-                        let now = where_it_is(&state, info);
-                        if last.as_ref() != Some(&now) {
-                            progress(now.clone());
-                            last = Some(now);
+        let ended = loop {
+            let missing = own.is_none()
+                && tokio::time::timeout(UNSEEN, collector.wait(seen))
+                    .await
+                    .is_err();
+            if missing {
+                own = Some(self.watch(collector).await?);
+            }
+            let watched = own.is_some();
+            let end = collector
+                .wait(|objects| {
+                    let Some(task) = objects.get(&self.task) else {
+                        // It left the recent ones, before its end was told of.
+                        return (!watched).then_some(None);
+                    };
+                    let info = task.get("info")?;
+                    match state(info) {
+                        TaskInfoState::Success => Some(Some(Ok(info.child("result").cloned()))),
+                        TaskInfoState::Error => Some(Some(Err(info.child("error").cloned()))),
+                        state => {
+                            let now = where_it_is(&state, info);
+                            if last.as_ref() != Some(&now) {
+                                progress(now.clone());
+                                last = Some(now);
+                            }
+                            None
                         }
-                        None
                     }
-                }
-            })
-            .await;
+                })
+                .await;
+            match end {
+                Ok(Some(end)) => break Ok(end),
+                Ok(None) => own = Some(self.watch(collector).await?),
+                Err(error) => break Err(error),
+            }
+        };
         if let Some(filter) = own {
             collector.unwatch(filter, &self.task).await;
         }
@@ -137,6 +143,18 @@ impl Pending {
             method: self.method,
             object: self.object.clone(),
             source: Fault::of_task(&error.unwrap_or_default()),
+        })
+    }
+
+    /// Watches the task by a filter of its own.
+    async fn watch(&self, collector: &Collector) -> Result<ManagedObject, Error> {
+        let watched = collector.watch(self.filter()).await;
+        watched.map_err(|error| match error.fault() {
+            Some(fault) if fault.is_gone() => Error::TaskGone {
+                method: self.method,
+                object: self.object.clone(),
+            },
+            _ => error,
         })
     }
 

@@ -60,6 +60,9 @@ use crate::task;
 use crate::types::{ManagedObject, Method, ReconfigVM_Task, VirtualMachineConfigSpec};
 
 const DRIVER: &str = "vsphere";
+/// How often a VCH that has an owner is tried again, 20 ms apart: a process that an owner was about to start
+/// holds its lock until it executes its program.
+const OWNER_PATIENCE: u32 = 50;
 /// How long it is waited for what may have been done by a call whose answer got lost.
 const DOUBT: Duration = Duration::from_secs(30);
 
@@ -174,7 +177,7 @@ pub(crate) fn cause(what: &str, error: session::Error) -> Cause {
 }
 
 /// Makes the local directory, and this process its owner.
-fn own(state: &Path) -> std::result::Result<File, Cause> {
+async fn own(state: &Path) -> std::result::Result<File, Cause> {
     std::fs::create_dir_all(state).map_err(disks::file("cannot make directory", state))?;
     let path = state.join("owner.lock");
     let lock = File::options()
@@ -183,7 +186,15 @@ fn own(state: &Path) -> std::result::Result<File, Cause> {
         .write(true)
         .open(&path)
         .map_err(disks::file("cannot open", &path))?;
-    match lock.try_lock() {
+    let mut locked = lock.try_lock();
+    for _ in 0..OWNER_PATIENCE {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        locked = lock.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(Cause::hypervisor(
             "another process owns this VCH; speak to it, or wait until it has ended",
@@ -213,7 +224,7 @@ impl Vsphere {
         options: Options,
         serial: Arc<dyn SerialPorts>,
     ) -> std::result::Result<Self, Cause> {
-        let owner = own(&options.state)?;
+        let owner = own(&options.state).await?;
         let failed = |error| cause("the server cannot be used", error);
         let client = Client::connect(options.session).await.map_err(failed)?;
         let place = place::Place::find(&client, &options.place).await?;
@@ -239,7 +250,7 @@ impl Vsphere {
         let tasks = client
             .manager("task manager", |content| &content.taskManager)
             .map_err(failed)?;
-        let (sender, changes) = mpsc::unbounded_channel();
+        let (sender, mut changes) = mpsc::unbounded_channel();
         let specs = vec![view::machines(&place.pool), task::recent_tasks(tasks)];
         let observer = Box::new(move |change: &crate::property::Change| {
             if change.object.kind == "VirtualMachine" {
@@ -265,6 +276,10 @@ impl Vsphere {
             cells: Mutex::default(),
         });
         core.adopt();
+        // What was there already is told before there is anybody to listen.
+        while let Ok(change) = changes.try_recv() {
+            core.tell(&change);
+        }
         let worker = tokio::spawn(watch::work(Arc::downgrade(&core), changes)).abort_handle();
         Ok(Self {
             core,

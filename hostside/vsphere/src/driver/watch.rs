@@ -21,7 +21,8 @@ pub(super) async fn work(core: Weak<Core>, mut changes: UnboundedReceiver<Change
 }
 
 impl Core {
-    fn tell(self: &Arc<Self>, change: &Change) {
+    /// Tells of a change.
+    pub(super) fn tell(self: &Arc<Self>, change: &Change) {
         let ours = |properties: &Option<Arc<Properties>>| {
             let properties = properties.as_ref()?;
             self.record(properties)?;

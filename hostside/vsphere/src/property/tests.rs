@@ -35,7 +35,7 @@ fn after(updates: Vec<ObjectUpdate>) -> Option<BTreeMap<String, String>> {
         }],
         truncated: None,
     };
-    let mut changes = changes(&Objects::default(), set);
+    let mut changes = changes(&mut Objects::default(), set);
     assert_eq!(changes.len(), 1, "one object, one change");
     let (object, state) = changes.remove(0);
     assert_eq!(object, vm());
@@ -88,4 +88,36 @@ fn updates_of_one_answer_add_up_in_their_order() {
     );
     // An update of what is not known, as it may come after a filter was added, is what is known then.
     assert_eq!(after(vec![on]), map(&[("power", "on")]));
+}
+
+#[test]
+fn an_object_is_gone_when_it_left_the_last_filter() {
+    use ObjectUpdateKind::{Enter, Leave};
+    use PropertyChangeOp::Assign;
+    let mut objects = Objects::default();
+    let mut feed = |filter: &str, kind, value| {
+        let of_filter = PropertyFilterUpdate {
+            filter: ManagedObject::new("PropertyFilter", filter),
+            objectSet: vec![update(kind, &[("name", Assign, value)])],
+            missingSet: Vec::new(),
+        };
+        let set = UpdateSet {
+            version: "1".into(),
+            filterSet: vec![of_filter],
+            truncated: None,
+        };
+        let changes = changes(&mut objects, set);
+        for (object, state) in &changes {
+            match state {
+                Some(state) => objects.all.insert(object.clone(), state.clone()),
+                None => objects.all.remove(object),
+            };
+        }
+        (changes.len(), objects.get(&vm()).is_some())
+    };
+    assert_eq!(feed("one", Enter, Some("a")), (1, true));
+    assert_eq!(feed("two", Enter, Some("a")), (1, true));
+    assert_eq!(feed("one", Leave, None), (0, true));
+    assert_eq!(feed("two", Leave, None), (1, false));
+    assert_eq!(feed("two", Leave, None), (1, false));
 }
