@@ -4,7 +4,7 @@ A part has a `SUBJECT`, one line for `--help`, and `measurements(artifacts, plan
 the names of some figures, and what measures them together.
 """
 
-from . import docker, exec, fork, image_import, kernel_start, memory, ready, run, size, throughput
+from . import docker, exec, fork, image_import, kernel_start, memory, ready, run, size, throughput, vsphere
 
 PARTS = {
     "size": size,
@@ -17,4 +17,5 @@ PARTS = {
     "image": image_import,
     "run": run,
     "docker": docker,
+    "vsphere": vsphere,
 }

@@ -21,6 +21,9 @@ def measurements(artifacts, plan):
         "guest memory unshared at ready",
         "guest memory unshared after a process",
         "memory of a fork's own, QEMU's and the guest's",
+        "fork started ahead to tether ready, time",
+        "fork started ahead to a process's first byte, time",
+        "the same to tether ready, beside a trivial restore, ahead",
     ]
 
     def forks():
@@ -57,6 +60,9 @@ def measurements(artifacts, plan):
             unshared(names[5], "at_ready"),
             unshared(names[6], "after", note="after root, setup and one process"),
             figure(names[7], "bytes", "fork_own", "boot_own", BOOT),
+            figure(names[8], "seconds", "spare_ready", "boot_ready", BOOT, goal=1 / 15, note=tail(samples["spare_ready"])),
+            figure(names[9], "seconds", "spare_first_byte", "boot_first_byte", BOOT, note=tail(samples["spare_first_byte"])),
+            figure(names[10], "seconds", "spare_ready", "theirs_ready", TRIVIAL, goal=1.2),
         ]
 
     yield names, forks
