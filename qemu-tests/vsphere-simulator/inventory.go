@@ -17,12 +17,13 @@ import (
 // The name of the one datastore.
 const datastoreName = "LocalDS_0"
 
-// internal is the session of what the simulator does of itself: what nobody asked for by a call.
+// internal is the session of what the simulator does of itself: what nobody asked for by a call. It has no
+// user, as the events of what a guest does have none.
 func internal() *simulator.Context {
 	return &simulator.Context{
 		Context: context.Background(),
 		Session: &simulator.Session{
-			UserSession: types.UserSession{Key: uuid.New().String(), UserName: "vsphere-simulator"},
+			UserSession: types.UserSession{Key: uuid.New().String()},
 			Registry:    simulator.NewRegistry(),
 		},
 		Map: registry(),
