@@ -150,6 +150,11 @@ impl<'a> Docker<'a> {
         Ok(serve.error_so_far())
     }
 
+    /// The URL of the server that the VCH is on, and who logs in; `None` where there is no such thing.
+    pub fn server_and_user(&self) -> Option<[&str; 2]> {
+        self.simulator.as_ref().map(Simulator::server_and_user)
+    }
+
     /// The process that serves.
     ///
     /// # Errors

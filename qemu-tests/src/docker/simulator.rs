@@ -69,6 +69,11 @@ impl Simulator {
             .variable("VSPHERE_RESOURCE_POOL", "/DC0/host/DC0_C0/Resources")
     }
 
+    /// Where it is and who logs in; the password is in the test's file `password`.
+    pub fn server_and_user(&self) -> [&str; 2] {
+        [&self.url, USER]
+    }
+
     /// What `vch serve` has to be told beside.
     pub fn flags(&self) -> [&str; 2] {
         ["--concentrator", &self.concentrator]

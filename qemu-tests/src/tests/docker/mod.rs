@@ -25,6 +25,7 @@ mod software;
 mod spares;
 mod status;
 mod system;
+mod vsphere;
 
 use crate::harness::{Context, Test};
 
@@ -58,6 +59,8 @@ enum On {
     Both,
     /// Real guests only: the fake has nothing to say about it.
     Guests,
+    /// None of them.
+    Neither,
 }
 
 impl Case {
@@ -75,6 +78,13 @@ impl Case {
 
     /// By default behind a simulated vCenter as well.
     const fn vsphere_too(mut self) -> Self {
+        self.vsphere = OnVsphere::Too;
+        self
+    }
+
+    /// Only there.
+    const fn only_on_vsphere(mut self) -> Self {
+        self.on = On::Neither;
         self.vsphere = OnVsphere::Too;
         self
     }
@@ -141,6 +151,7 @@ pub fn all() -> Vec<Test> {
         live_fork::CASES,
         spares::CASES,
         killed::CASES,
+        vsphere::CASES,
     ]
     .concat();
     let (mut played, mut booted) = (Vec::new(), Vec::new());
@@ -161,6 +172,7 @@ pub fn all() -> Vec<Test> {
                 booted.push(test);
             }
             On::Guests => booted.push(test),
+            On::Neither => {}
         }
     }
     played.append(&mut booted);

@@ -1,0 +1,88 @@
+//! What only a VCH on vSphere can get wrong.
+
+use super::{Case, IMAGE};
+use crate::docker::Docker;
+use crate::harness::{Context, skip};
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+pub(super) const CASES: &[Case] = &[Case::new(
+    "docker-vsphere",
+    "pyVmomi reads back the machine that the driver made",
+    read_back,
+)
+.only_on_vsphere()];
+
+fn read_back(t: &Context) -> Result<()> {
+    let Some(python) = std::env::var_os("PYVMOMI") else {
+        return skip("PYVMOMI does not name a python that has pyVmomi");
+    };
+    let docker = Docker::serve(t)?;
+    let id = docker.lasting("seen", &["-m", "192m", "--cpus", "2"])?;
+    // The first 128 bits, as a UUID (RFC 9562).
+    let part = |from: usize, to: usize| &id[from..to];
+    let uuid = [
+        part(0, 8),
+        part(8, 12),
+        part(12, 16),
+        part(16, 20),
+        part(20, 32),
+    ]
+    .join("-");
+    let script = "qemu-tests/vsphere-simulator/read_back.py";
+    let seen = std::process::Command::new(python)
+        .arg(t.environment().source().join(script))
+        .args(docker.server_and_user().context("no vSphere here")?)
+        .arg(t.file("password"))
+        .arg(&uuid)
+        .output()?;
+    let said = String::from_utf8_lossy(&seen.stderr);
+    assert!(seen.status.success(), "{said}");
+    let seen: Value = serde_json::from_slice(&seen.stdout)?;
+    for (what, wanted) in [
+        ("pool", json!("default")),
+        ("folder", json!("default")),
+        ("power", json!("poweredOn")),
+        ("uuids", json!([uuid, uuid])),
+        ("memory_mb", json!(192)),
+        ("cpus", json!(2)),
+        ("hot_add", json!([true, true])),
+        ("disk_controller", json!("ParaVirtualSCSIController")),
+        ("disk_parents", json!(1)),
+    ] {
+        assert_eq!(seen[what], wanted, "{what} in {seen}");
+    }
+    let name = seen["name"].as_str().unwrap_or_default();
+    assert!(name.contains(&id[..12]), "{name}");
+    let image = docker.ok(["image", "inspect", "--format", "{{.Id}}", IMAGE])?;
+    let digest = image.trim_start_matches("sha256:");
+    assert_eq!(
+        seen["image"],
+        json!(format!("[LocalDS_0] default/images/{digest}.vmdk"))
+    );
+    let iso = seen["cdrom"][0].as_str().unwrap_or_default();
+    assert!(
+        iso.starts_with("[LocalDS_0] default/boot/") && iso.ends_with(".iso"),
+        "{seen}"
+    );
+    let mac = docker.inspect(
+        "seen",
+        "{{range .NetworkSettings.Networks}}{{.MacAddress}}{{end}}",
+    )?;
+    assert_eq!(
+        seen["vnics"],
+        json!([["VirtualVmxnet3", mac, "VM Network"]])
+    );
+    let ports = seen["serial"].as_array().context("no serial ports")?;
+    let services: Vec<_> = ports.iter().map(|port| port[1].clone()).collect();
+    assert_eq!(services, [json!("console"), json!("channel")], "{seen}");
+    for port in ports {
+        let proxy = port[2].as_str().unwrap_or_default();
+        assert!(port[0] == "client" && proxy.starts_with("telnet://127.0.0.1:"));
+    }
+    let options = seen["options"].to_string();
+    for key in ["guestinfo.tether.key", "monitor_control.restrict_backdoor"] {
+        assert!(options.contains(key), "{options}");
+    }
+    docker.end()
+}
