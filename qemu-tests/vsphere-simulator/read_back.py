@@ -54,7 +54,9 @@ def main():
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     instance = SmartConnect(host=address.hostname, port=address.port, user=user, pwd=password, sslContext=context)
     try:
-        machine = instance.content.searchIndex.FindByUuid(None, identity, True, True)
+        content = instance.content
+        view = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True).view
+        (machine,) = [machine for machine in view if machine.config.instanceUuid == identity]
         print(json.dumps(facts(machine)))
     finally:
         Disconnect(instance)
