@@ -1,6 +1,6 @@
 //! What all containers of a VCH share, and how it is found again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -191,10 +191,13 @@ impl Layer {
         for repair in self.driver.reconcile().await.map_err(Error::driver)? {
             tracing::info!(machine = %repair.id, "repaired: {}", repair.what);
         }
+        // One that removes itself meanwhile is no orphan.
+        let mut found = BTreeSet::new();
         for machine in self.driver.list().await.map_err(Error::driver)? {
             match record::purpose(&machine.metadata) {
                 Purpose::Container(both) => {
                     let (made, kept) = *both;
+                    found.insert(made.id);
                     self.found(machine, made, kept);
                 }
                 purpose @ (Purpose::Helper | Purpose::Unborn) => {
@@ -213,7 +216,7 @@ impl Layer {
                 }
             }
         }
-        self.remove_orphans().await?;
+        self.remove_orphans(&found).await?;
         self.known().await;
         Ok(())
     }
@@ -314,8 +317,9 @@ impl Layer {
         }
     }
 
-    /// Directories without a machine: creations and removals that were cut short.
-    async fn remove_orphans(&self) -> Result<(), Error> {
+    /// Directories without a machine: creations and removals that were cut short. Those of the containers
+    /// that were found are theirs.
+    async fn remove_orphans(&self, found: &BTreeSet<ContainerId>) -> Result<(), Error> {
         let read = || -> io::Result<Vec<PathBuf>> {
             let entries = fs::read_dir(&self.containers)?;
             entries.map(|entry| Ok(entry?.path())).collect()
@@ -325,7 +329,7 @@ impl Layer {
             let Some(Ok(id)) = id.map(str::parse::<ContainerId>) else {
                 continue;
             };
-            if self.cell(&id).is_ok() {
+            if found.contains(&id) {
                 continue;
             }
             let image = fs::read_to_string(path.join(IMAGE));
