@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = &[
         "forks one after another have nothing of their own in common and leave nothing",
         in_sequence,
     )
-    .minutes(10),
+    .minutes(30),
     Test::new(
         "fork",
         "forks at once have nothing of their own in common and leave nothing",

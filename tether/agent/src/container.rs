@@ -21,9 +21,9 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tether_wire::guest::{Machine, Outcome, Ticket};
 use tether_wire::message::{
-    Claim, Error, ErrorKind, Exit, ExitStatus, FileOperation, MachineEvent, Mount, Network,
-    ProcessId, ProcessPage, ProcessSpec, Rebirth, Reply, Setup, ShutdownSpec, SignalTarget,
-    Started, Statistics, TerminalSize,
+    Claim, Error, ErrorKind, Exit, ExitStatus, FileOperation, MacAddress, MachineEvent, Mount,
+    Network, ProcessId, ProcessPage, ProcessSpec, Rebirth, Reply, Setup, ShutdownSpec,
+    SignalTarget, Started, Statistics, TerminalSize,
 };
 
 /// The machine as the one container it is.
@@ -36,6 +36,8 @@ pub struct Container {
     start: statistics::Start,
     /// Whether it has devices that nothing has announced.
     is_fork: bool,
+    /// The MAC addresses that its vNICs are to have, if it was forked before it was wanted.
+    claimed: Option<Vec<MacAddress>>,
     /// The wire's processes.
     pub processes: Processes,
     /// Mounted by setup.
@@ -80,6 +82,7 @@ impl Container {
             groups,
             start: statistics::Start::default(),
             is_fork: false,
+            claimed: None,
             processes: Processes::new(pids),
             root: None,
             network: network::State::default(),
@@ -243,6 +246,11 @@ impl Machine for Container {
         {
             return Outcome::Done(Err(error));
         }
+        if let Some(macs) = self.claimed.take()
+            && let Err(error) = network::assign(&macs)
+        {
+            return Outcome::Done(Err(error));
+        }
         let Setup {
             identity,
             root,
@@ -343,10 +351,10 @@ impl Machine for Container {
                 "this machine was not forked ahead of need",
             ));
         }
-        fork::find_devices()?;
-        self.is_fork = false;
-        network::assign(&claim.macs)?;
-        fork::keep_uuid(&claim.uuid)
+        fork::keep_uuid(&claim.uuid)?;
+        // Its vNICs are found with the setup.
+        self.claimed = Some(claim.macs);
+        Ok(())
     }
 }
 

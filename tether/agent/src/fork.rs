@@ -11,8 +11,8 @@
 //! | random generator | key and boot id, then the host's seed | before the greeting, `Setup` |
 //! | channel key, boot id | fw_cfg | before the greeting |
 //! | boot id and UUID as processes read them | files mounted over the kernel's | with root and main process |
-//! | disks and vNICs | found on the bus by looking again | `Claim` or `Setup` |
-//! | UUID and MAC addresses of one made ahead of need | its host | `Claim` |
+//! | disks and vNICs | found on the bus by looking again | `Setup` |
+//! | UUID and MAC addresses of one made ahead of need | its host | `Claim`, `Setup` |
 //! | counters | counted from the fork on | always |
 
 use crate::boot::{self, CGROUPS, Identity};
