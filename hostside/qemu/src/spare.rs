@@ -92,10 +92,23 @@ impl Shape {
 #[derive(Debug)]
 pub(crate) struct Spare {
     shape: Shape,
-    /// What its channel is proved by.
-    pub(crate) key: ChannelKey,
+    qmp: Qmp,
+    events: EventStream,
+    // Ended before its directory is removed: fields are dropped in this order.
+    process: Unclaimed,
     home: Home,
-    parts: Option<(Qmp, EventStream, Process)>,
+}
+
+/// A QEMU that ends with this, unless it is taken out.
+#[derive(Debug)]
+struct Unclaimed(Option<Process>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.kill_and_reap();
+        }
+    }
 }
 
 /// A spare's directory, removed unless it is taken over.
@@ -116,23 +129,15 @@ impl Drop for Home {
     }
 }
 
-impl Drop for Spare {
-    fn drop(&mut self) {
-        if let Some((_, _, process)) = &self.parts {
-            process.kill_and_reap();
-        }
-    }
-}
-
 impl Spare {
     /// Its QEMU, which stands still.
-    pub(crate) fn qmp(&self) -> Option<&Qmp> {
-        self.parts.as_ref().map(|(qmp, ..)| qmp)
+    pub(crate) fn qmp(&self) -> &Qmp {
+        &self.qmp
     }
 
     /// Its QEMU's number, 0 if it has none any more.
     pub(crate) fn pid(&self) -> u32 {
-        self.parts.as_ref().map_or(0, |(.., process)| process.pid())
+        self.process.0.as_ref().map_or(0, Process::pid)
     }
 
     /// Makes its directory one of a machine's, and its QEMU that machine's.
@@ -146,9 +151,9 @@ impl Spare {
     ) -> Result<(Qmp, EventStream, Process), Cause> {
         machine.take_over(&self.home.directory)?;
         self.home.taken = true;
-        self.parts
-            .take()
-            .ok_or_else(|| Cause::hypervisor("a QEMU was taken twice"))
+        let process = self.process.0.take();
+        let process = process.ok_or_else(|| Cause::hypervisor("a QEMU was taken twice"))?;
+        Ok((self.qmp, self.events, process))
     }
 }
 
@@ -328,31 +333,32 @@ impl Spares {
                 return Err(cause);
             }
         };
-        let mut spare = Spare {
-            shape: shape.clone(),
-            key,
-            home: Home {
-                id,
-                directory,
-                spares: self.shared.clone(),
-                taken: false,
-            },
-            parts: None,
+        let home = Home {
+            id,
+            directory,
+            spares: self.shared.clone(),
+            taken: false,
         };
-        let started = self.start_in(&mut spare, template, &spec);
-        tokio::time::timeout(READY, started)
+        let started = self.start_in(&home.directory, &key, template, &spec);
+        let (qmp, events, process) = tokio::time::timeout(READY, started)
             .await
             .unwrap_or_else(|_| Err(Cause::hypervisor("QEMU was not ready in time")))?;
-        Ok(spare)
+        Ok(Spare {
+            shape: shape.clone(),
+            qmp,
+            events,
+            process,
+            home,
+        })
     }
 
     async fn start_in(
         &self,
-        spare: &mut Spare,
+        directory: &Directory,
+        key: &ChannelKey,
         template: &Template,
         spec: &MachineSpec,
-    ) -> Result<(), Cause> {
-        let directory = &spare.home.directory;
+    ) -> Result<(Qmp, EventStream, Unclaimed), Cause> {
         let listen = |name: &'static str| {
             UnixListener::bind(directory.short(name))
                 .map_err(template::at("cannot listen on", &directory.file(name)))
@@ -370,7 +376,7 @@ impl Spares {
         use std::io::Write as _;
         let key_file = directory.file(KEY_FILE);
         create(KEY_FILE)?
-            .write_all(spare.key.as_bytes())
+            .write_all(key.as_bytes())
             .map_err(template::at("cannot write", &key_file))?;
         let log = create(LOG)?;
         let (qmp, channel) = (listen(QMP_SOCKET)?, listen(CHANNEL_SOCKET)?);
@@ -398,6 +404,7 @@ impl Spares {
             Lifetime::Own,
         )
         .map_err(|source| not_started(program, source))?;
+        let unclaimed = Unclaimed(Some(process));
         drop(inherited);
         drop((qmp, channel));
         let greeting = async {
@@ -414,25 +421,22 @@ impl Spares {
                 .await
                 .map_err(refused)?;
             template::arrived(&mut events).await?;
-            Ok((qmp, events))
+            Ok::<_, Cause>((qmp, events))
         };
-        let greeted = tokio::select! {
-            greeted = greeting => greeted,
-            ending = process.ended() => {
+        let ended = async {
+            match &unclaimed.0 {
+                Some(process) => process.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (qmp, events) = tokio::select! {
+            greeted = greeting => greeted?,
+            ending = ended => {
                 let words = log::last_words(&directory.log_tail(log::TAIL)).unwrap_or_default();
-                Err(Cause::hypervisor(format!("QEMU {ending}: {words}")))
+                return Err(Cause::hypervisor(format!("QEMU {ending}: {words}")));
             }
         };
-        match greeted {
-            Ok((qmp, events)) => {
-                spare.parts = Some((qmp, events, process));
-                Ok(())
-            }
-            Err(cause) => {
-                process.kill().await;
-                Err(cause)
-            }
-        }
+        Ok((qmp, events, unclaimed))
     }
 }
 

@@ -138,8 +138,7 @@ impl Machine {
     }
 
     async fn claim(self: &Arc<Self>, spare: Spare, spec: &MachineSpec) -> Result<Running, Cause> {
-        let gone = || Cause::hypervisor("it has ended");
-        let qmp = spare.qmp().ok_or_else(gone)?.clone();
+        let qmp = spare.qmp().clone();
         for disk in &spec.disks {
             for node in argv::nodes(disk) {
                 qmp.execute("blockdev-add", node).await.map_err(refused)?;
