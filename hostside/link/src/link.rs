@@ -275,16 +275,14 @@ impl Link {
     }
 
     /// Tells a machine that was forked ahead of need whose it is; before its setup, and once the guest
-    /// has answered. One that was told before is well.
+    /// has answered.
     ///
     /// # Errors
-    /// [`LinkError::Guest`]; of the kind `Unsupported` when this tether is older than that.
+    /// [`LinkError::Guest`]; of the kind `Exists` when the setup was before, `Unsupported` when this
+    /// tether is older than that.
     pub async fn claim(&self, claim: Claim) -> Result<(), LinkError> {
         self.since(CLAIM_SINCE)?;
-        match done("claim", self.request(Request::Claim(claim))).await {
-            Err(LinkError::Guest(error)) if error.kind == ErrorKind::Exists => Ok(()),
-            result => result,
-        }
+        done("claim", self.request(Request::Claim(claim))).await
     }
 
     /// Fails where the guest speaks an older version of the protocol.
