@@ -38,11 +38,12 @@ mod networks;
 mod query;
 mod router;
 pub mod serve;
-mod signals;
+pub mod signals;
 mod system;
 #[cfg(test)]
 mod tests;
 mod time;
+pub mod ulimits;
 mod unsupported;
 mod version;
 

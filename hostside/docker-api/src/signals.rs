@@ -55,6 +55,14 @@ pub fn parse(text: &str) -> Result<u8, InvalidSignal> {
         .ok_or_else(|| InvalidSignal(text.chars().take(80).collect()))
 }
 
+/// What a signal is called, for sentences.
+pub fn name(signal: u8) -> String {
+    match signal {
+        1..=31 => format!("SIG{}", NAMES[usize::from(signal) - 1]),
+        _ => format!("signal {signal}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

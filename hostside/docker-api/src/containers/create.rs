@@ -22,30 +22,11 @@ use crate::containers::network::{Networking, network};
 use crate::engine::{Engine, to_the_end};
 use crate::errors::{Answer, ApiError};
 use crate::query::Query;
-use crate::signals;
 use crate::version::ApiVersion;
+use crate::{signals, ulimits};
 
 /// Docker's `--stop-timeout`, seconds.
 const STOP_TIMEOUT: i64 = 10;
-/// Names in the order of their numbers (`asm-generic/resource.h`).
-const LIMITS: [&str; 16] = [
-    "cpu",
-    "fsize",
-    "data",
-    "stack",
-    "core",
-    "rss",
-    "nproc",
-    "nofile",
-    "memlock",
-    "as",
-    "locks",
-    "sigpending",
-    "msgqueue",
-    "nice",
-    "rtprio",
-    "rttime",
-];
 
 /// The body of a create: a [`Config`] with two more members (Engine API 1.47).
 #[derive(Debug, Default, Deserialize)]
@@ -432,7 +413,7 @@ fn whole(parts: i64, one: i64) -> (i64, bool) {
 fn limits(host_config: &HostConfig) -> Result<Vec<ResourceLimit>, ApiError> {
     let limit = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
     let limits = host_config.ulimits.iter().map(|ulimit| {
-        let number = LIMITS.iter().position(|name| *name == ulimit.name);
+        let number = ulimits::NAMES.iter().position(|name| *name == ulimit.name);
         let number = number.and_then(|number| u8::try_from(number).ok());
         let resource = number
             .ok_or_else(|| ApiError::invalid(format!("invalid ulimit type: {}", ulimit.name)))?;

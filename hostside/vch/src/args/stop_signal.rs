@@ -1,17 +1,7 @@
-//! Signals by name or number (`signal(7)`, x86-64).
+//! `--stop-signal`.
 
+pub use docker_api::signals::name;
 use std::str::FromStr;
-
-/// Names of 1 to 31, in order.
-const NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-];
-const OTHER_NAMES: [(&str, u8); 4] = [("IOT", 6), ("CLD", 17), ("POLL", 29), ("UNUSED", 31)];
-/// glibc's and musl's first real-time signal; the kernel's own is 32.
-const RTMIN: u8 = 34;
-const RTMAX: u8 = 64;
 
 /// A signal number, 1 to 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,42 +17,9 @@ impl FromStr for StopSignal {
 
     /// A number, or a name with or without `SIG`, in either case; `RTMIN+n` and `RTMAX-n` too.
     fn from_str(text: &str) -> Result<Self, String> {
-        let upper = text.to_ascii_uppercase();
-        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-        let offset = |text: &str| text.parse::<u8>().ok();
-        let number = if let Ok(number) = text.parse::<u8>() {
-            Some(number)
-        } else if let Some(place) = NAMES.iter().position(|&known| known == name) {
-            Some(place as u8 + 1)
-        } else if let Some((_, number)) = OTHER_NAMES.iter().find(|(known, _)| *known == name) {
-            Some(*number)
-        } else if let Some(rest) = name.strip_prefix("RTMIN") {
-            match rest.strip_prefix('+') {
-                Some(rest) => offset(rest).and_then(|n| RTMIN.checked_add(n)),
-                None => rest.is_empty().then_some(RTMIN),
-            }
-        } else if let Some(rest) = name.strip_prefix("RTMAX") {
-            match rest.strip_prefix('-') {
-                Some(rest) => offset(rest)
-                    .and_then(|n| RTMAX.checked_sub(n))
-                    .filter(|&n| n >= RTMIN),
-                None => rest.is_empty().then_some(RTMAX),
-            }
-        } else {
-            None
-        };
-        number
-            .filter(|number| (1..=RTMAX).contains(number))
+        docker_api::signals::parse(text)
             .map(Self)
-            .ok_or_else(|| format!("invalid signal: {text}"))
-    }
-}
-
-/// What a signal is called, for sentences.
-pub fn name(signal: u8) -> String {
-    match signal {
-        1..=31 => format!("SIG{}", NAMES[usize::from(signal) - 1]),
-        _ => format!("signal {signal}"),
+            .map_err(|_| format!("invalid signal: {text}"))
     }
 }
 

@@ -1,27 +1,8 @@
 //! `--ulimit NAME=SOFT[:HARD]`.
 
+use docker_api::ulimits::NAMES;
 use std::str::FromStr;
 use tether_wire::message::ResourceLimit;
-
-/// Names in the order of their numbers (`asm-generic/resource.h`).
-const NAMES: [&str; 16] = [
-    "cpu",
-    "fsize",
-    "data",
-    "stack",
-    "core",
-    "rss",
-    "nproc",
-    "nofile",
-    "memlock",
-    "as",
-    "locks",
-    "sigpending",
-    "msgqueue",
-    "nice",
-    "rtprio",
-    "rttime",
-];
 
 /// One limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
