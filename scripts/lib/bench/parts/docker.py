@@ -31,10 +31,10 @@ def measurements(artifacts, plan):
         theirs = []
         with contextlib.ExitStack() as stack:
             dockers = {how: stack.enter_context(serving(artifacts, "--boot", boot)) for how, boot in HOW.items()}
-            run_in_runc = stack.enter_context(runc(artifacts))
+            run_in_runc = stack.enter_context(runc(artifacts, ["true"]))
             for number in range(plan.pairs(50) + 1):
                 one = {how: timed(docker, "run", "--rm", "-m", MEMORY, IMAGE, "true") for how, docker in dockers.items()}
-                other = run_in_runc(["true"])
+                other = run_in_runc()
                 # The first of each reads its files from the disk, and makes the template.
                 if number > 0:
                     theirs.append(other)
@@ -58,7 +58,7 @@ def measurements(artifacts, plan):
     def steps():
         took = {step: [] for step in STEPS}
         theirs = []
-        with serving(artifacts) as docker, runc(artifacts) as run_in_runc:
+        with serving(artifacts) as docker, runc(artifacts, ["true"]) as run_in_runc:
             for number in range(plan.pairs(15) + 1):
                 name = f"steps{number}"
                 one = {
@@ -68,7 +68,7 @@ def measurements(artifacts, plan):
                     "stop": timed(docker, "stop", "-t", "0", name),
                     "rm": timed(docker, "rm", name),
                 }
-                other = run_in_runc(["true"])
+                other = run_in_runc()
                 if number > 0:
                     theirs.append(other)
                     for step in STEPS:
@@ -77,12 +77,14 @@ def measurements(artifacts, plan):
             yield Figure("docker", f"docker {step}", "seconds", took[step], theirs, RUNC)
 
     def at_once():
-        with serving(artifacts) as docker, runc(artifacts) as run_in_runc:
+        with serving(artifacts) as docker, runc(artifacts, ["true"]) as run_in_runc:
             for count in AT_ONCE:
+                ours, theirs = [], []
                 with ThreadPoolExecutor(count) as pool:
-                    ours = together(pool, count, lambda _: timed(docker, "run", "--rm", "-m", MEMORY, IMAGE, "true"))
-                    theirs = together(pool, count, lambda _: run_in_runc(["true"]))
-                yield Figure("docker", f"{count} docker run at once", "seconds", [ours], [theirs], f"{count} runc run at once")
+                    for _ in range(plan.pairs(5)):
+                        ours.append(together(pool, count, lambda _: timed(docker, "run", "--rm", "-m", MEMORY, IMAGE, "true")))
+                        theirs.append(together(pool, count, lambda _: run_in_runc()))
+                yield Figure("docker", f"{count} docker run at once", "seconds", ours, theirs, f"{count} runc run at once")
 
     def idle():
         count = plan.pairs(20)
@@ -206,8 +208,8 @@ def wait_for(socket: Path, server: subprocess.Popen, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def runc(artifacts):
-    """What runs a command in runc in the busybox image's root and says how long it took."""
+def runc(artifacts, command):
+    """What runs a command in runc in the busybox image's root and says how long it took; many may run at once."""
     program = shutil.which("runc")
     if program is None:
         raise NotMeasured("runc is not installed")
@@ -217,13 +219,13 @@ def runc(artifacts):
     subprocess.run([program, "spec"], cwd=bundle, check=True)
     config = json.loads((bundle / "config.json").read_text())
     config["process"]["terminal"] = False
+    config["process"]["args"] = command
     config["root"]["readonly"] = False
+    (bundle / "config.json").write_text(json.dumps(config))
     started = iter(range(10**9))
 
-    def run(command) -> float:
+    def run() -> float:
         number = next(started)
-        config["process"]["args"] = command
-        (bundle / "config.json").write_text(json.dumps(config))
         begin = time.monotonic()
         result = subprocess.run(
             [program, "run", f"bench-{os.getpid()}-{number}"],
