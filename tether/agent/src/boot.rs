@@ -6,6 +6,9 @@ use crate::files;
 use crate::guestinfo;
 use crate::mount::{CLOSED, mount};
 use crate::prelude::*;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::pread;
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -130,10 +133,11 @@ impl Identity {
     /// # Errors
     /// `Invalid` when it makes no sense.
     pub fn read() -> Result<Option<Self>> {
-        match firmware("identity") {
-            Some(bytes) => Self::parse(&bytes).map(Some),
-            None => Ok(None),
-        }
+        Self::of(firmware("identity"))
+    }
+
+    fn of(bytes: Option<Vec<u8>>) -> Result<Option<Self>> {
+        bytes.map(|bytes| Self::parse(&bytes)).transpose()
     }
 
     /// Boot id and UUID, 32 hexadecimal digits each; both zero for a template.
@@ -158,18 +162,70 @@ fn firmware(name: &str) -> Option<Vec<u8>> {
     file.ok().or_else(|| guestinfo::read(name))
 }
 
+/// What tells a fork from its template, open: to ask once more is a read each, and no path is looked up.
+pub struct Sources {
+    identity: Source,
+    key: Source,
+}
+
+impl Sources {
+    /// Opens them, as far as the firmware has files.
+    pub fn open() -> Self {
+        Self {
+            identity: Source::open("identity"),
+            key: Source::open("key"),
+        }
+    }
+
+    /// Asks who the machine is; see [`Identity::read`].
+    ///
+    /// # Errors
+    /// `Invalid` when it makes no sense.
+    pub fn identity(&self) -> Result<Option<Identity>> {
+        Identity::of(self.identity.read())
+    }
+
+    /// The channel's key as the firmware has it now.
+    ///
+    /// # Errors
+    /// It has none, or one of the wrong form.
+    pub fn key(&self) -> Result<[u8; 32]> {
+        key_of(self.key.read().unwrap_or_default())
+    }
+}
+
+/// One entry of the firmware's.
+struct Source {
+    name: &'static str,
+    file: Option<OwnedFd>,
+}
+
+impl Source {
+    fn open(name: &'static str) -> Self {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = open(format!("{FIRMWARE}/{name}/raw"), flags, Mode::empty());
+        Self {
+            name,
+            file: file.ok(),
+        }
+    }
+
+    /// A read of the file asks the firmware (drivers/firmware/qemu_fw_cfg.c).
+    fn read(&self) -> Option<Vec<u8>> {
+        let Some(file) = &self.file else {
+            return firmware(self.name);
+        };
+        let mut bytes = vec![0; 128];
+        let length = pread(file, &mut bytes[..], 0).ok()?;
+        bytes.truncate(length);
+        Some(bytes)
+    }
+}
+
 /// Which disk is at which SCSI target, as the firmware has it now: `0=root,1=data`. A hypervisor whose disks have no
 /// serial that could be chosen says so.
 pub fn firmware_disks() -> Option<Vec<u8>> {
     firmware("disks")
-}
-
-/// The channel's key as the firmware has it now.
-///
-/// # Errors
-/// It has none, or one of the wrong form.
-pub fn firmware_key() -> Result<[u8; 32]> {
-    key_of(firmware("key").unwrap_or_default())
 }
 
 /// 32 bytes, or as many hexadecimal digits as a guestinfo value needs, which is text.

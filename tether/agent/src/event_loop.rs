@@ -7,7 +7,7 @@ use crate::clock;
 use crate::console;
 use crate::container::Container;
 use crate::failure::{Context, Result};
-use crate::fork::NewMachine;
+use crate::fork::Expectant;
 use crate::guestinfo::{self, Tools};
 use crate::poller::{Event, Poller, Token};
 use crate::prelude::*;
@@ -33,8 +33,8 @@ pub struct Tether {
     uevents: OwnedFd,
     /// On a VMware platform.
     tools: Option<Tools>,
-    /// Whether the next host to come comes to a fork of this machine.
-    is_template: bool,
+    /// Of a template: the next host to come comes to a fork of this machine.
+    expectant: Option<Expectant>,
 }
 
 impl Tether {
@@ -58,14 +58,26 @@ impl Tether {
             reaper,
             uevents,
             tools: guestinfo::door().map(|_| Tools::default()),
-            is_template: configuration.is_template,
+            expectant: None,
         })
+    }
+
+    /// Makes it a template, which never speaks to a host.
+    ///
+    /// # Errors
+    /// As [`Expectant::prepare`].
+    pub fn expect_fork(&mut self) -> Result<()> {
+        let expectant = Expectant::prepare()?;
+        // So that its forks' have pages already.
+        expectant.write_names(&[0; 16], &[0; 16])?;
+        self.expectant = Some(expectant);
+        Ok(())
     }
 
     /// Runs until the machine ends.
     pub fn run(mut self) -> ! {
         let mut events = Vec::new();
-        let mut is_quiet = !self.is_template;
+        let mut is_quiet = self.expectant.is_none();
         loop {
             let more = self.settle();
             let timeout = if more || !is_quiet {
@@ -123,12 +135,15 @@ impl Tether {
 
     /// A fork's first sign of life is that its channel moves. Nothing has been read from it yet.
     fn look_for_fork(&mut self) {
-        match NewMachine::look() {
+        let Some(expectant) = &self.expectant else {
+            return;
+        };
+        match expectant.look() {
             Ok(Some(new)) => {
                 let key = ChannelKey(new.key);
                 self.session = GuestSession::new(self.channel.kind(), key, new.boot_id);
                 self.container.forked(new.start);
-                self.is_template = false;
+                self.expectant = None;
             }
             Ok(None) => {}
             // It cannot be spoken to, for it has no key; and must not be taken for its template.
@@ -155,11 +170,11 @@ impl Tether {
     }
 
     fn dispatch(&mut self, event: Event) {
-        if self.is_template && event.token == Token::Channel {
+        if event.token == Token::Channel {
             self.look_for_fork();
             // A template has no host. What can be read by now is for the fork that it may just have
             // become, and comes with an event there.
-            if self.is_template {
+            if self.expectant.is_some() {
                 return;
             }
         }
@@ -196,9 +211,10 @@ impl Tether {
             container,
             session,
             channel,
+            expectant,
             ..
         } = self;
-        let mut more = !self.is_template && channel.pump_in(session, container);
+        let mut more = expectant.is_none() && channel.pump_in(session, container);
         while !container.answers.is_empty() {
             for (ticket, result) in core::mem::take(&mut container.answers) {
                 session.complete(ticket, result, container);

@@ -3,7 +3,7 @@
 //! A template is tether on a channel that nobody has opened, with nothing mounted and no secret: its
 //! key and its identity are zeros. A fork of it wakes up in the same instant, with another identity
 //! in the firmware's hands. The first it hears of that is its host opening the channel, so that is
-//! when [`NewMachine::look`] looks, before the host's first byte is read. What follows with `Setup`
+//! when [`Expectant::look`] looks, before the host's first byte is read. What follows with `Setup`
 //! (clock, names, the host's own seed) is [`crate::identity`]'s, and still before any process.
 //!
 //! | what | from where | when |
@@ -15,16 +15,16 @@
 //! | UUID and MAC addresses of one made ahead of need | its host | `Claim`, `Setup` |
 //! | counters | counted from the fork on | always |
 
-use crate::boot::{self, CGROUPS, Identity};
+use crate::boot::{self, CGROUPS, Identity, Sources};
 use crate::failure::{Context, Result};
 use crate::files;
 use crate::prelude::*;
-use crate::root::write_file;
+use crate::root::{self, write_file};
 use crate::statistics::Start;
 use crate::sys;
-use core::fmt::Write;
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::pwrite;
 
 /// The file mounted over /proc/sys/kernel/random/boot_id; `sys/spawn.rs` has its path.
 const BOOT_ID: &str = "boot-id";
@@ -41,33 +41,81 @@ pub struct NewMachine {
     pub start: Start,
 }
 
-impl NewMachine {
-    /// Whether this is a fork by now; if it is, with a random generator and names of its own.
+/// What another machine's first moments need, open, so that there is little left to do in them: a path
+/// that a template looks up, none of its forks has to.
+pub struct Expectant {
+    sources: Sources,
+    random: OwnedFd,
+    boot_id: OwnedFd,
+    uuid: OwnedFd,
+    /// A template's counters stand where its forks' begin.
+    start: Start,
+}
+
+impl Expectant {
+    /// Opens it, and counts from here.
     ///
     /// # Errors
-    /// The firmware holds no key; the generator takes no seed; /run takes no file.
-    pub fn look() -> Result<Option<Self>> {
-        let Some(Identity::Own { boot_id, uuid }) = Identity::read()? else {
+    /// /run takes no file; there is no random generator.
+    pub fn prepare() -> Result<Self> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let random = open("/dev/urandom", flags, Mode::empty()).context(|| SEEDING)?;
+        Ok(Self {
+            sources: Sources::open(),
+            random,
+            boot_id: root::open_file(BOOT_ID)?,
+            uuid: root::open_file(PRODUCT_UUID)?,
+            start: Start::now(),
+        })
+    }
+
+    /// Whether this is another machine by now; if it is, with a random generator and names of its own.
+    ///
+    /// # Errors
+    /// The firmware holds no key; the generator takes no seed; /run is full.
+    pub fn look(&self) -> Result<Option<NewMachine>> {
+        let Some(Identity::Own { boot_id, uuid }) = self.sources.identity()? else {
             return Ok(None);
         };
-        let key = boot::firmware_key()?;
-        reseed(&key, &boot_id)?;
-        write_file(BOOT_ID, &uuid_text(&boot_id))?;
-        write_file(PRODUCT_UUID, &uuid_text(&uuid))?;
-        let start = Start::now();
-        Ok(Some(Self {
+        let key = self.sources.key()?;
+        self.reseed(&key, &boot_id)?;
+        self.write_names(&boot_id, &uuid)?;
+        Ok(Some(NewMachine {
             key,
             boot_id,
-            start,
+            start: self.start,
         }))
     }
+
+    /// All names are of one length, so that one takes another's place.
+    ///
+    /// # Errors
+    /// /run is full.
+    pub fn write_names(&self, boot_id: &[u8; 16], uuid: &[u8; 16]) -> Result<()> {
+        for (file, id) in [(&self.boot_id, boot_id), (&self.uuid, uuid)] {
+            pwrite(file, uuid_text(id).as_bytes(), 0).context(|| "writing down an identity")?;
+        }
+        Ok(())
+    }
+
+    /// The key is secret and the boot id was never used before: what is drawn from here on, the
+    /// handshake's nonce first, is shared with no other fork, nor with an earlier life of this one.
+    fn reseed(&self, key: &[u8; 32], boot_id: &[u8; 16]) -> Result<()> {
+        let mut seed = *key;
+        for (byte, other) in seed.iter_mut().zip(boot_id) {
+            *byte ^= other;
+        }
+        sys::seed_generator(self.random.as_fd(), &seed).context(|| SEEDING)
+    }
 }
+
+const SEEDING: &str = "seeding the random generator of a fork";
 
 /// Writes down, in a machine that boots, what a child of it would have of its own: its processes see
 /// these files from the start.
 ///
 /// # Errors
-/// As [`NewMachine::look`].
+/// /run takes no file.
 pub fn keep_names() -> Result<()> {
     if let Some(Identity::Own { uuid, .. }) = Identity::read()? {
         write_file(BOOT_ID, &uuid_text(&boot::boot_id()))?;
@@ -101,19 +149,6 @@ pub fn leave_room() -> Result<()> {
     Ok(())
 }
 
-/// The key is secret and the boot id was never used before: what is drawn from here on, the
-/// handshake's nonce first, is shared with no other fork, nor with an earlier life of this one.
-fn reseed(key: &[u8; 32], boot_id: &[u8; 16]) -> Result<()> {
-    let mut seed = *key;
-    for (byte, other) in seed.iter_mut().zip(boot_id) {
-        *byte ^= other;
-    }
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let what = || "seeding the random generator of a fork";
-    let random = open("/dev/urandom", flags, Mode::empty()).context(what)?;
-    sys::seed_generator(random.as_fd(), &seed).context(what)
-}
-
 /// Finds the disks and vNICs that the template did not have: they are on the bus from the start, and
 /// no hot plug tells of them. When this returns their drivers have them
 /// (Documentation/ABI/testing/sysfs-bus-pci).
@@ -127,12 +162,15 @@ pub fn find_devices() -> Result<()> {
 
 /// As the kernel writes a UUID, with the end of line it writes in /proc and /sys.
 fn uuid_text(id: &[u8; 16]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(37);
     for (index, byte) in id.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
             text.push('-');
         }
-        let _ = write!(text, "{byte:02x}");
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from(DIGITS[usize::from(digit)]));
+        }
     }
     text.push('\n');
     text

@@ -74,12 +74,13 @@ fn begin() -> Result<Tether> {
     boot::protect();
     guestinfo::tell_platform();
     let configuration = boot::Configuration::read()?;
-    let tether = Tether::new(&configuration)?;
+    let mut tether = Tether::new(&configuration)?;
     info!("ready on {:?}", configuration.channel);
     if !configuration.is_template {
         fork::keep_names()?;
     } else {
         fork::leave_room()?;
+        tether.expect_fork()?;
     }
     Ok(tether)
 }

@@ -12,7 +12,9 @@ use crate::mount::{self, CLOSED, mount, path_of};
 use crate::prelude::*;
 use crate::tree::Tree;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmodat, makedev, mknodat, symlinkat, sync};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, chmodat, makedev, mknodat, open, symlinkat, sync,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount_change, mount_remount, unmount,
@@ -302,6 +304,17 @@ fn make_directory(path: &str) -> Result<()> {
 pub fn write_file(name: &str, content: &str) -> Result<()> {
     make_directory(ETC)?;
     files::replace(file(name), content.as_bytes()).context(|| format!("writing {}", file(name)))
+}
+
+/// Opens one of these files for writing, made if it is not there, as it is if it is.
+///
+/// # Errors
+/// Which file, and why.
+pub fn open_file(name: &str) -> Result<OwnedFd> {
+    make_directory(ETC)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    open(file(name), flags, Mode::from_raw_mode(0o644))
+        .context(|| format!("opening {}", file(name)))
 }
 
 /// Unmounts everything of the container, innermost first, and writes out what is cached.

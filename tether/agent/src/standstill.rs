@@ -22,7 +22,7 @@ use crate::boot::Identity;
 use crate::cgroup::Groups;
 use crate::container::Container;
 use crate::failure::Result;
-use crate::fork::NewMachine;
+use crate::fork::{Expectant, NewMachine};
 use crate::poller::Token;
 use crate::prelude::*;
 use crate::{clock, files, identity, warning};
@@ -59,14 +59,14 @@ impl Standstill {
     /// Whether this is a child by now; if it is, with a random generator and names of its own.
     ///
     /// # Errors
-    /// As [`NewMachine::look`].
+    /// As [`Expectant::prepare`] and [`Expectant::look`].
     pub fn look(&self) -> Result<Option<NewMachine>> {
         if matches!(self.stage, Stage::Newborn)
             || Identity::read()?.as_ref() == Some(&self.identity)
         {
             return Ok(None);
         }
-        NewMachine::look()
+        Expectant::prepare()?.look()
     }
 
     /// Whether the firmware says another identity than when it began, and nobody has taken note. An
