@@ -4,7 +4,7 @@
 //! | carrier | the host comes | the host goes |
 //! |---|---|---|
 //! | vsock | a connection is accepted; it replaces the one before | end of file, reset |
-//! | virtio-serial | the port is no longer hung up | the port is hung up, or reads nothing |
+//! | virtio-serial | the port is no longer hung up, or has bytes before it says so | the port is hung up, or reads nothing |
 //! | serial line | nobody says | nobody says |
 
 use crate::boot::ChannelAddress;
@@ -41,6 +41,8 @@ pub struct Channel {
     carrier: Carrier,
     line: Option<OwnedFd>,
     connected: bool,
+    /// The line has said so itself. A virtio port's bytes can come before its word that it is open.
+    announced: bool,
     readable: bool,
     writable: bool,
     input: Vec<u8>,
@@ -85,6 +87,7 @@ impl Channel {
             carrier,
             line,
             connected,
+            announced: connected,
             readable: false,
             writable: false,
             input: vec![0; READ],
@@ -142,8 +145,19 @@ impl Channel {
         match self.carrier {
             // The end is read in its turn, after what came before it.
             Carrier::Vsock { .. } => self.readable |= hung_up,
-            Carrier::Virtio if hung_up => self.drop_connection(session),
-            Carrier::Virtio => self.host_came(session),
+            // What can be read is the next host's, if there was none: its coming is still to be said.
+            Carrier::Virtio if hung_up => {
+                if self.announced {
+                    self.drop_connection(session);
+                    self.discard();
+                } else if !self.readable {
+                    self.drop_connection(session);
+                }
+            }
+            Carrier::Virtio => {
+                self.host_came(session);
+                self.announced = true;
+            }
             Carrier::Serial => {}
         }
     }
@@ -160,6 +174,7 @@ impl Channel {
     /// Whoever was at the other end is the host of another machine. The session knows.
     pub fn forget_host(&mut self) {
         self.connected = matches!(self.carrier, Carrier::Serial);
+        self.announced = self.connected;
         self.output.clear();
         self.written = 0;
     }
@@ -169,6 +184,7 @@ impl Channel {
             self.connected = false;
             session.disconnected();
         }
+        self.announced = false;
         self.output.clear();
         self.written = 0;
         self.held = 0;
@@ -177,6 +193,13 @@ impl Channel {
             self.readable = false;
             self.writable = false;
         }
+    }
+
+    /// Throws away what a host said and nobody read while it was there.
+    fn discard(&mut self) {
+        let Some(line) = &self.line else { return };
+        while matches!(read(line, &mut self.input[..]), Ok(1..) | Err(Errno::INTR)) {}
+        self.readable = false;
     }
 
     /// Reads and hands on what came. Whether there may be more.
@@ -200,7 +223,12 @@ impl Channel {
                 }
                 Ok(0) => {
                     self.readable = false;
-                    if !matches!(self.carrier, Carrier::Serial) {
+                    let ends = match self.carrier {
+                        Carrier::Vsock { .. } => true,
+                        Carrier::Virtio => self.announced,
+                        Carrier::Serial => false,
+                    };
+                    if ends {
                         self.drop_connection(session);
                     }
                 }
