@@ -34,6 +34,7 @@ mod driver;
 mod error;
 mod link;
 mod process;
+mod rehearsal;
 mod request;
 
 pub use connector::Connector;
@@ -41,4 +42,5 @@ pub use core::{MAX_EVENTS, Notice, Resumed};
 pub use error::LinkError;
 pub use link::{Adopted, Config, Link, MAX_LISTED};
 pub use process::{Chunk, InputWriter, OutputReader, ProcessControl, RunningProcess};
+pub use rehearsal::rehearse;
 pub use request::Answer;

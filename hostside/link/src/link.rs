@@ -21,6 +21,8 @@ pub const MAX_LISTED: usize = 65_536;
 const FORKS_SINCE: u16 = 2;
 /// The first with a claim.
 const CLAIM_SINCE: u16 = 3;
+/// The first with a rehearsal.
+const REHEARSAL_SINCE: u16 = 4;
 
 /// What a link has to know.
 #[derive(Clone, Debug)]
@@ -283,6 +285,16 @@ impl Link {
     pub async fn claim(&self, claim: Claim) -> Result<(), LinkError> {
         self.since(CLAIM_SINCE)?;
         done("claim", self.request(Request::Claim(claim))).await
+    }
+
+    /// Has a machine that was forked ahead of need go through a start and undo it; before its setup, and
+    /// once the guest has answered.
+    ///
+    /// # Errors
+    /// As [`Link::claim`].
+    pub async fn rehearse(&self) -> Result<(), LinkError> {
+        self.since(REHEARSAL_SINCE)?;
+        done("rehearsal", self.request(Request::Rehearse)).await
     }
 
     /// Fails where the guest speaks an older version of the protocol.

@@ -22,6 +22,7 @@ use crate::accel::Accelerator;
 use crate::directory::{self, Directory, Record};
 use crate::machine::{Machine, absolute, check_metadata, resolve};
 use crate::process;
+use crate::rehearsal::Rehearsal;
 use crate::spare::{SpareLimits, Spares};
 use crate::template::Templates;
 use crate::tsc::Measurement;
@@ -51,6 +52,8 @@ pub struct Options {
     pub templates: Option<PathBuf>,
     /// How many forks may be started ahead of need.
     pub spares: SpareLimits,
+    /// What they are led through; without, they stand still.
+    pub rehearsal: Option<Rehearsal>,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             ),
             templates: None,
             spares: SpareLimits::default(),
+            rehearsal: None,
         }
     }
 }

@@ -32,6 +32,7 @@ mod log;
 mod machine;
 mod process;
 pub mod qmp;
+mod rehearsal;
 mod spare;
 mod statistics;
 mod sys;
@@ -41,6 +42,7 @@ mod vsock;
 
 pub use accel::{Acceleration, Accelerator, AcceleratorChoice, NoKvm, Probe};
 pub use driver::{Options, Qemu};
+pub use rehearsal::{Rehearsal, Rehearsed};
 pub use spare::SpareLimits;
 pub use template::{FileIdentity, Inputs, TemplateRecord, TemplateStatus, Templates};
 pub use vsock::VsockCarrier;

@@ -1,7 +1,7 @@
 //! QEMUs started ahead of need: forks of a template that are nobody's machine yet.
 //!
 //! ```text
-//! machines/.spare-UUID/      a spare's directory; its QEMU runs in it, with its state restored and stopped
+//! machines/.spare-UUID/      a spare's directory; its QEMU runs in it, with its state restored
 //!     channel.key            drawn for it, as is its boot id
 //!     qmp.sock channel.sock qemu.log
 //! machines/UUID/run/         the same directory once it is a machine's, which has links to what is in it
@@ -13,8 +13,8 @@
 //! the guest any more (UUID, MAC addresses) it is told by its host: [`hypervisor::Claim`].
 //!
 //! Spares are started after a fork, one at a time, for machines like it; those of other shapes make room,
-//! the oldest first. Their guests have not run an instruction. They end with the driver, or when the next
-//! one opens its place.
+//! the oldest first. Their guests stand still, or have rehearsed ([`Rehearsal`]) and wait. They end with the
+//! driver, or when the next one opens its place.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hypervisor::{
-    Attachment, Cause, ChannelKey, DiskAccess, DiskSerial, MacAddress, MachineId, MachineSpec,
-    NicSpec, TemplateId,
+    Attachment, Carrier, Cause, Channel, ChannelKey, ChannelKind, DiskAccess, DiskSerial,
+    MacAddress, MachineId, MachineSpec, NicSpec, TemplateId,
 };
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -37,7 +37,8 @@ use crate::directory::{CHANNEL_SOCKET, Directory, LOG, QMP_SOCKET, SPARE};
 use crate::driver::Options;
 use crate::log;
 use crate::process::{Lifetime, Process, not_started};
-use crate::qmp::{EventStream, Qmp};
+use crate::qmp::{EventStream, Qmp, RunState};
+use crate::rehearsal::Rehearsal;
 use crate::template::{self, Template};
 
 /// How long after a power on the next spare is started: what was started comes first.
@@ -130,7 +131,21 @@ impl Drop for Home {
 }
 
 impl Spare {
-    /// Its QEMU, which stands still.
+    /// Whether its guest still waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Hypervisor`]: QEMU does not answer, or its guest has ended.
+    pub(crate) async fn check(&self) -> Result<(), Cause> {
+        match self.qmp.run_state().await.map_err(refused)? {
+            RunState::Running | RunState::Stopped | RunState::Incoming => Ok(()),
+            RunState::Shutdown | RunState::Panicked | RunState::InternalError => {
+                Err(Cause::hypervisor("its guest has ended"))
+            }
+        }
+    }
+
+    /// Its QEMU.
     pub(crate) fn qmp(&self) -> &Qmp {
         &self.qmp
     }
@@ -421,6 +436,9 @@ impl Spares {
                 .await
                 .map_err(refused)?;
             template::arrived(&mut events).await?;
+            if let Some(rehearsal) = &self.options.rehearsal {
+                rehearse(rehearsal, directory, key, &qmp).await?;
+            }
             Ok::<_, Cause>((qmp, events))
         };
         let ended = async {
@@ -438,6 +456,30 @@ impl Spares {
         };
         Ok((qmp, events, unclaimed))
     }
+}
+
+/// Lets the guest run, as nobody's machine yet, and has it led through its first steps.
+async fn rehearse(
+    rehearsal: &Rehearsal,
+    directory: &Directory,
+    key: &ChannelKey,
+    qmp: &Qmp,
+) -> Result<(), Cause> {
+    qmp.ask("cont").await.map_err(refused)?;
+    let io = UnixStream::connect(directory.short(CHANNEL_SOCKET)).await;
+    let io = io.map_err(template::at(
+        "cannot connect to",
+        &directory.file(CHANNEL_SOCKET),
+    ))?;
+    let channel = Channel {
+        io: Box::new(io),
+        kind: ChannelKind::Virtio,
+        carrier: Carrier::Stream,
+        key: key.clone(),
+        claim: None,
+    };
+    let led = rehearsal.lead(channel).await;
+    led.map_err(|source| Cause::hypervisor(format!("its rehearsal failed: {source}")))
 }
 
 fn refused(error: crate::qmp::QmpError) -> Cause {

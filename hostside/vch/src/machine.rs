@@ -6,15 +6,20 @@ use crate::plan;
 use crate::record::{MachineRecord, NewVolume, ROOT_SERIAL};
 use anyhow::{Context, Result, anyhow, bail};
 use hypervisor::{
-    Attachment, Boot, Cpus, DebuggerStart, DiskAccess, DiskFormat, DiskSerial, DiskSource,
+    Attachment, Boot, Channel, Cpus, DebuggerStart, DiskAccess, DiskFormat, DiskSerial, DiskSource,
     DiskSpec, Firmware, GuestDebugger, Hypervisor, MacAddress, MachineId, MachineSpec, Memory,
     NicSpec, Protocol, PublishedPort, Start,
 };
-use qemu::{AcceleratorChoice, Probe};
+use qemu::{AcceleratorChoice, Probe, Rehearsal};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tether_wire::ChannelKey;
 use tether_wire::message::{DiskId, Mount, MountSource};
+
+/// How long a guest may take to greet, and to rehearse.
+const REHEARSAL: Duration = Duration::from_secs(30);
 
 /// Opens the driver of one container, with the accelerator that `record` asks for.
 ///
@@ -65,6 +70,14 @@ pub async fn options(
         accelerator: acceleration.accelerator,
         templates,
         ..options
+    })
+}
+
+/// How guests that were started ahead of need are led through their first steps: by a link.
+pub fn rehearsal() -> Rehearsal {
+    Rehearsal::new(|channel: Channel| async move {
+        let key = ChannelKey(*channel.key.as_bytes());
+        Ok(tether_link::rehearse(channel.io, key, REHEARSAL).await?)
     })
 }
 

@@ -244,6 +244,7 @@ async fn driver(
                 count: args.spares,
                 memory: args.spares_memory.0,
             };
+            options.rehearsal = Some(machine::rehearsal());
             let qemu = Arc::new(qemu::Qemu::open(machines, options).await?);
             Ok(Driver {
                 boot,

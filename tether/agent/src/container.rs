@@ -354,7 +354,19 @@ impl Machine for Container {
         fork::keep_uuid(&claim.uuid)?;
         // Its vNICs are found with the setup.
         self.claimed = Some(claim.macs);
+        // What it did until now was nobody's.
+        self.start = statistics::Start::now();
         Ok(())
+    }
+
+    fn rehearse(&mut self, ticket: Ticket) -> Outcome {
+        if !self.is_fork {
+            return Outcome::Done(Err(Error::new(
+                ErrorKind::Unsupported,
+                "this machine was not forked ahead of need",
+            )));
+        }
+        Outcome::Done(self.go_through_a_start(ticket).map(|()| Reply::Done))
     }
 }
 

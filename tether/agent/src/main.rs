@@ -38,6 +38,7 @@ mod prelude;
 mod process;
 mod process_list;
 mod reaper;
+mod rehearsal;
 mod root;
 mod setup;
 mod shutdown;

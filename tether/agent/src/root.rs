@@ -42,10 +42,25 @@ impl Root {
     /// # Errors
     /// Which mount failed, and why.
     pub fn mount(device: &str) -> Result<Self> {
+        Self::of(device, "ext4", "")
+    }
+
+    /// A root in memory, that holds tether itself under this name.
+    ///
+    /// # Errors
+    /// As [`Root::mount`].
+    pub fn with_tether(program: &str) -> Result<Self> {
+        let root = Self::of("tmpfs", "tmpfs", "mode=0755,size=1m")?;
+        let file = root.make_file(program)?;
+        mount::bind("/proc/self/exe", &path_of(file.as_fd()))?;
+        Ok(root)
+    }
+
+    fn of(device: &str, kind: &str, data: &str) -> Result<Self> {
         for directory in [DISK, ROOT, ETC] {
             make_directory(directory)?;
         }
-        mount(device, DISK, "ext4", MountFlags::empty(), "")?;
+        mount(device, DISK, kind, MountFlags::empty(), data)?;
         mount::bind(DISK, ROOT)?;
         mount_change(ROOT, MountPropagationFlags::SHARED).context(|| format!("sharing {ROOT}"))?;
         let root = Self {

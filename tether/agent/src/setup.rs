@@ -79,7 +79,7 @@ impl Task {
 }
 
 /// What became of a step.
-enum Progress {
+pub(crate) enum Progress {
     Done,
     /// It waits, for this; tried again when something comes.
     Waiting(Work),
@@ -149,7 +149,8 @@ impl Container {
         }
     }
 
-    fn step(&mut self, work: Work) -> Result<Progress> {
+    /// Tries one step.
+    pub(crate) fn step(&mut self, work: Work) -> Result<Progress> {
         match work {
             Work::Root(wanted) => {
                 let Some(device) = disk::find(&wanted.disk)? else {

@@ -12,6 +12,8 @@ use tether_wire::message::{BlockDeviceUsage, CpuUsage, InterfaceUsage, MemoryUsa
 pub struct Start {
     boot_nanos: u64,
     cpu_nanos: u64,
+    /// Of the container's group: all, user, system.
+    container_nanos: [u64; 3],
 }
 
 impl Start {
@@ -20,8 +22,16 @@ impl Start {
         Self {
             boot_nanos: clock::boot_nanos(),
             cpu_nanos: machine_cpu(&text("/proc/stat")).0,
+            container_nanos: container_cpu(),
         }
     }
+}
+
+/// Nanoseconds of processor time of the container's group: all, user, system
+/// (Documentation/admin-guide/cgroup-v2.rst, cpu.stat).
+fn container_cpu() -> [u64; 3] {
+    let table = text(format!("{CONTAINER}/cpu.stat"));
+    ["usage_usec", "user_usec", "system_usec"].map(|name| field(&table, name).unwrap_or(0) * 1000)
 }
 
 /// Measures now.
@@ -31,16 +41,17 @@ impl Start {
 pub fn measure(oom_kills: u64, start: Start) -> Result<Statistics> {
     let group = |file: &str| text(format!("{CONTAINER}/{file}"));
     let (machine, online) = machine_cpu(&text("/proc/stat"));
-    let cpu = group("cpu.stat");
-    let micros = |name| field(&cpu, name).unwrap_or(0) * 1000;
+    let cpu = container_cpu();
+    let [container, container_user, container_system] =
+        core::array::from_fn(|index| cpu[index].saturating_sub(start.container_nanos[index]));
     let meminfo = text("/proc/meminfo");
     let interfaces = network::names()?;
     Ok(Statistics {
         monotonic_nanos: clock::boot_nanos().saturating_sub(start.boot_nanos),
         cpu: CpuUsage {
-            container: micros("usage_usec"),
-            container_user: micros("user_usec"),
-            container_system: micros("system_usec"),
+            container,
+            container_user,
+            container_system,
             machine: machine.saturating_sub(start.cpu_nanos),
             online,
         },

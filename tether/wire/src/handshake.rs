@@ -20,7 +20,7 @@ use sha2::Sha256;
 /// Oldest version this crate speaks.
 pub const VERSION_MIN: u16 = 1;
 /// Newest version this crate speaks.
-pub const VERSION_MAX: u16 = 3;
+pub const VERSION_MAX: u16 = 4;
 
 /// The secret both ends of one machine's channel hold; all zero where none was given.
 #[derive(Clone, PartialEq, Eq)]

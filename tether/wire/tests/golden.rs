@@ -285,6 +285,11 @@ fn requests_of_version_3() {
 }
 
 #[test]
+fn requests_of_version_4() {
+    request(Request::Rehearse, "00ac020210");
+}
+
+#[test]
 fn requests_about_files() {
     let files = |operation, expected| {
         let process = P;

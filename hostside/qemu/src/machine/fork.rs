@@ -138,6 +138,7 @@ impl Machine {
     }
 
     async fn claim(self: &Arc<Self>, spare: Spare, spec: &MachineSpec) -> Result<Running, Cause> {
+        spare.check().await?;
         let qmp = spare.qmp().clone();
         for disk in &spec.disks {
             for node in argv::nodes(disk) {

@@ -12,7 +12,7 @@ use hypervisor::{
     Boot, Channel, ChannelKey, ChannelKind, Cpus, DiskAccess, DiskFormat, DiskSerial, DiskSource,
     DiskSpec, Hardware, Hypervisor as _, MachineId, MachineSpec, Memory, Metadata, Start,
 };
-use qemu::{Accelerator, Options, Qemu, SpareLimits};
+use qemu::{Accelerator, Options, Qemu, Rehearsal, SpareLimits};
 use serde_json::{Value, json};
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -151,6 +151,10 @@ impl Bench {
                 count: spares,
                 ..SpareLimits::default()
             },
+            rehearsal: Some(Rehearsal::new(|channel: Channel| async move {
+                let key = tether_wire::ChannelKey(*channel.key.as_bytes());
+                Ok(tether_link::rehearse(channel.io, key, DEADLINE).await?)
+            })),
             ..Options::default()
         };
         let driver = Arc::new(Qemu::open(&arguments.state, options).await?);

@@ -15,10 +15,12 @@ use crate::prelude::*;
 mod environment;
 mod launch;
 mod path;
+mod rehearsal;
 mod stdio;
 pub mod user;
 
 pub use launch::Surroundings;
+pub use rehearsal::rehearse;
 use stdio::Streams;
 
 use crate::cgroup::Group;

@@ -87,6 +87,13 @@ pub trait Machine {
             "this machine was not forked ahead of need",
         ))
     }
+    /// Goes through a start with nothing of anybody's; see [`Request::Rehearse`].
+    fn rehearse(&mut self, _ticket: Ticket) -> Outcome {
+        Outcome::Done(Err(Error::new(
+            ErrorKind::Unsupported,
+            "this machine was not forked ahead of need",
+        )))
+    }
 }
 
 const NO_FORK: &str = "this machine cannot be forked while it runs";

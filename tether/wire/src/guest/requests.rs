@@ -82,10 +82,11 @@ impl GuestSession {
             Request::Shutdown(spec) => machine.shutdown(ticket, spec),
             Request::Thaw { unix_nanos } => done(machine.thaw(unix_nanos)),
             Request::Rebirth(rebirth) => machine.rebirth(ticket, rebirth),
-            Request::Claim(claim) => match self.setup {
-                SetupState::Bare => done(machine.claim(claim)),
-                _ => error(ErrorKind::Exists, "this machine was set up before".into()),
-            },
+            Request::Claim(_) | Request::Rehearse if !matches!(self.setup, SetupState::Bare) => {
+                error(ErrorKind::Exists, "this machine was set up before".into())
+            }
+            Request::Claim(claim) => done(machine.claim(claim)),
+            Request::Rehearse => machine.rehearse(ticket),
             request @ (Request::Mount(_) | Request::Network(_) | Request::Freeze { .. }) => {
                 self.when_set_up(ticket, request, machine)
             }

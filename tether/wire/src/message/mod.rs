@@ -248,6 +248,10 @@ pub enum Request {
     /// Tell a fork that was made ahead of need whose it is, before its setup: after it, it is
     /// [`ErrorKind::Exists`]. Since version 3.
     Claim(Claim),
+    /// Have a fork that was made ahead of need go through what its setup and the start of a process will ask of
+    /// it, with nothing of anybody's, and undo it: what a machine does for the first time takes it
+    /// longest. Before its setup; any number of times. Since version 4.
+    Rehearse,
 }
 
 impl Request {
