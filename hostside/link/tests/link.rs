@@ -4,7 +4,9 @@ mod guest;
 
 use guest::{Guest, KEY, Line, pattern};
 use std::time::Duration;
-use tether_link::{Adopted, Config, Link, LinkError, Notice, OutputReader, RunningProcess};
+use tether_link::{
+    Adopted, Config, Connector, Link, LinkError, Notice, OutputReader, RunningProcess,
+};
 use tether_wire::message::{
     Boundary, Conflicts, DiskId, Error, ErrorKind, ExitStatus, FileOperation, Identity,
     MachineEvent, Network, Owners, PidNamespace, ProcessId, ProcessSpec, Role, Root, Setup,
@@ -102,6 +104,34 @@ async fn setup_and_start_reach_the_guest_before_its_first_answer() {
     assert_eq!(read_all(&mut process.stdout).await, b"out");
     assert_eq!(read_all(&mut process.stderr).await, b"err");
     assert_eq!(process.wait().await.unwrap().status, ExitStatus::Code(42));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rehearsal_lets_go_of_the_guest_which_is_as_new_afterwards() {
+    let guest = Guest::boot(CarrierKind::Stream, 1);
+    let rehearse = || async {
+        let carrier = guest.connector().connect().await.unwrap();
+        tether_link::rehearse(carrier, KEY, SOON).await
+    };
+    // One that is too old to know of it has greeted.
+    rehearse().await.unwrap();
+    guest.machine(|machine| machine.rehearsal = Some(Ok(())));
+    rehearse().await.unwrap();
+    let broken = Error::new(ErrorKind::System, "no memory");
+    guest.machine(|machine| machine.rehearsal = Some(Err(broken)));
+    let error = rehearse().await.unwrap_err();
+    assert!(error.to_string().contains("no memory"), "{error}");
+    assert_eq!(guest.machine(|machine| machine.rehearsals), 3);
+    let link = stream(&guest);
+    set_up(&link).await;
+    assert_eq!(guest.machine(|machine| machine.setups), 1);
+    // Too late.
+    let error = link.rehearse().await.unwrap_err();
+    assert!(
+        matches!(&error, LinkError::Guest(error) if error.kind == ErrorKind::Exists),
+        "{error}"
+    );
+    assert_eq!(guest.machine(|machine| machine.rehearsals), 3);
 }
 
 #[tokio::test(start_paused = true)]

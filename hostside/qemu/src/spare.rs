@@ -275,7 +275,7 @@ impl Spares {
                             drop(state);
                             drop(spare);
                         } else {
-                            tracing::debug!(pid = spare.pid(), "a QEMU is ready ahead of need");
+                            tracing::debug!(pid = spare.pid(), spare = %spare.home.id, "a QEMU is ready ahead of need");
                             state.ready.push(spare);
                         }
                     }

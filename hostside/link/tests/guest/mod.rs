@@ -34,6 +34,9 @@ pub struct Programs {
     next_pid: u32,
     pub setups: u32,
     pub starts: u32,
+    /// Rehearsals, and what becomes of the next; without, the guest does not know what that is.
+    pub rehearsals: u32,
+    pub rehearsal: Option<Result<(), Error>>,
     pub signals: Vec<(ProcessId, u8)>,
     pub sizes: Vec<(ProcessId, TerminalSize)>,
     entropy: u8,
@@ -52,6 +55,13 @@ impl Machine for Programs {
         } else {
             Ok(Reply::Done)
         })
+    }
+
+    fn rehearse(&mut self, _: Ticket) -> Outcome {
+        self.rehearsals += 1;
+        let unknown = Error::new(ErrorKind::Unsupported, "what is that?");
+        let done = self.rehearsal.clone().unwrap_or(Err(unknown));
+        Outcome::Done(done.map(|()| Reply::Done))
     }
 
     /// `say OUT ERR STATUS`, `count N` (that many bytes of a pattern), `cat`, `sleep`.

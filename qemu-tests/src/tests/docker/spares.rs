@@ -55,12 +55,12 @@ fn spares(t: &Context) -> Result<BTreeSet<PathBuf>> {
     Ok(places(t)?.into_iter().filter(is_spare).collect())
 }
 
-/// Waits until there are so many, with their state.
+/// Waits until there are so many, and the controller says of each that it is ready.
 fn wait_for_spares(t: &Context, docker: &Docker, count: usize) -> Result<BTreeSet<PathBuf>> {
-    docker.serving_says("a QEMU is ready ahead of need")?;
     for _ in 0..600 {
+        let said = docker.serving_says("a QEMU is ready ahead of need")?;
         let found = spares(t)?;
-        if found.len() == count && found.iter().all(|home| is_restored(home)) {
+        if found.len() == count && found.iter().all(|home| is_ready(home, &said)) {
             return Ok(found);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -68,10 +68,12 @@ fn wait_for_spares(t: &Context, docker: &Docker, count: usize) -> Result<BTreeSe
     panic!("there are {:?}, not {count}", spares(t)?);
 }
 
-/// Its QEMU has said that it stands still: the last word of one with its state.
-fn is_restored(home: &std::path::Path) -> bool {
-    let log = std::fs::read_to_string(home.join("qemu.log")).unwrap_or_default();
-    log.contains("(paused)") || log.contains("new_state 4")
+/// The controller has said of it that it is ready.
+fn is_ready(home: &std::path::Path, said: &str) -> bool {
+    let name = home.file_name().unwrap_or_default().to_string_lossy();
+    let id = name.trim_start_matches(".spare-");
+    said.lines()
+        .any(|line| line.contains("ready ahead of need") && line.contains(id))
 }
 
 /// The machines of containers that were spares.
