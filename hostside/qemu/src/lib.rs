@@ -33,6 +33,7 @@ mod machine;
 mod process;
 pub mod qmp;
 mod spare;
+mod start;
 mod statistics;
 mod sys;
 mod template;

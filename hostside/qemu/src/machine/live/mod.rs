@@ -19,7 +19,6 @@ mod memory;
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant, SystemTime};
 
 use hypervisor::{Boot, Bystander, DiskAccess, DiskSpec, Forked, HOLD, MachineSpec, Started};
@@ -27,12 +26,10 @@ use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::power::LAST_BREATH;
 use super::*;
 use crate::argv::{self, Birth, KERNEL_HEAD, Wire};
-use crate::directory::{Devices, QMP_SOCKET};
+use crate::directory::Devices;
 use crate::qmp::EventStream;
-use crate::template;
 use memory::{Copy, Place};
 
 /// Says that the parent is being forked.
@@ -298,7 +295,7 @@ impl Machine {
             };
             let went = tokio::select! {
                 biased;
-                ending = process_ended => Err(self.start_failure(&ending)),
+                ending = process_ended => Err(self.starter().failure(&ending)),
                 went = went => went,
             };
             match went {
@@ -332,19 +329,10 @@ impl Machine {
         log: &File,
         capture: &Capture,
     ) -> Result<(Qmp, EventStream, Process), Cause> {
-        let listen = |name: &'static str| {
-            let _ = fs::remove_file(self.directory.file(name));
-            UnixListener::bind(self.directory.short(name)).map_err(|source| Cause::File {
-                what: "cannot listen on",
-                path: self.directory.file(name),
-                source,
-            })
-        };
-        let (qmp, channel) = (listen(QMP_SOCKET)?, listen(CHANNEL_SOCKET)?);
+        let channel = self.starter().listen(CHANNEL_SOCKET)?;
         // Each child reads it from its beginning.
         let saved = in_memory("vch-state", &capture.state)?;
-        let inherited = [
-            qmp.as_fd(),
+        let inherited = vec![
             channel.as_fd(),
             capture.memory.as_fd(),
             capture.kernel.as_fd(),
@@ -360,34 +348,19 @@ impl Machine {
         let wire = Wire::Listener {
             fd: channel.as_raw_fd(),
         };
-        let process = self
-            .start_qemu(spec, log, qmp.as_raw_fd(), wire, birth, &inherited)
-            .await?;
-        drop((qmp, channel));
-        let (qmp, mut events, process) = self.greeted(process).await?;
-        let taken = async {
-            template::prepare(&qmp).await.map_err(refused)?;
-            let arguments = json!({"uri": format!("fd:{}", saved.as_raw_fd())});
-            let begun = qmp.execute("migrate-incoming", arguments);
-            begun.await.map_err(refused)?;
-            template::arrived(&mut events).await
-        };
-        let cause = tokio::select! {
-            biased;
-            ending = process.ended() => return Err(self.start_failure(&ending)),
-            taken = tokio::time::timeout(BIRTH, taken) => match taken {
-                Ok(Ok(())) => return Ok((qmp, events, process)),
-                Ok(Err(cause)) => cause,
-                Err(_) => Cause::hypervisor("QEMU did not take the parent's state in time"),
-            },
-        };
-        // It ends by itself when a state does not fit, and says why.
-        let ended = tokio::time::timeout(LAST_BREATH, process.ended()).await;
-        process.kill().await;
-        Err(match ended {
-            Ok(ending) => self.start_failure(&ending),
-            Err(_) => cause,
-        })
+        let process = self.start_qemu(spec, log, wire, birth, inherited).await?;
+        drop(channel);
+        let starter = self.starter();
+        let (qmp, mut events) = starter.greeted(&process).await?;
+        let uri = format!("fd:{}", saved.as_raw_fd());
+        let restored = starter.restore(&process, &qmp, &mut events, &uri, BIRTH);
+        match restored.await {
+            Ok(()) => Ok((qmp, events, process)),
+            Err(cause) => {
+                process.kill().await;
+                Err(cause)
+            }
+        }
     }
 
     /// Connects the vNICs.
