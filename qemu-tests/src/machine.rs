@@ -369,15 +369,24 @@ impl Finished {
 /// The guest's or the link's.
 pub async fn run(link: &Link, id: ProcessId, spec: ProcessSpec, input: &[u8]) -> Result<Finished> {
     let wants_input = spec.stdio == Stdio::Pipes { stdin: true };
+    let running = link.start(id, spec).await?;
+    finish(running, wants_input.then_some(input)).await
+}
+
+/// Waits for the end of what was started, writing all of `input` where it takes some, and forgets it.
+///
+/// # Errors
+/// The guest's or the link's.
+pub async fn finish(running: RunningProcess, input: Option<&[u8]>) -> Result<Finished> {
     let RunningProcess {
         mut stdin,
         mut stdout,
         mut stderr,
         control,
         ..
-    } = link.start(id, spec).await?;
+    } = running;
     let write = async {
-        if wants_input {
+        if let Some(input) = input {
             match stdin.write_all(input).await {
                 // It need not read all of it.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}

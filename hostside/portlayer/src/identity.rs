@@ -91,7 +91,10 @@ identity! {
 pub struct NotAnIdentity(String);
 
 /// `N` bytes from the kernel.
-pub(crate) fn random_bytes<const N: usize>() -> std::io::Result<[u8; N]> {
+///
+/// # Errors
+/// Its random source fails, as `getrandom(2)` may early in boot.
+pub fn random_bytes<const N: usize>() -> std::io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let mut filled = 0;
     while filled < N {

@@ -68,7 +68,7 @@ pub use error::{Error, PathProblem, WrongState};
 pub use event::{Action, Event, EventReader, Subject};
 pub use exec::{Exec, ExecState};
 pub use files::{ByteStream, Change, ChangeKind, ExtractOptions, PathStat};
-pub use identity::{ContainerId, ContainerName, ExecId, InvalidName, NotAnIdentity};
+pub use identity::{ContainerId, ContainerName, ExecId, InvalidName, NotAnIdentity, random_bytes};
 pub use images::{ByteSource, Loaded};
 pub use layer::image_of;
 pub use log::{Follow, LogQuery, LogReader, LogRecord};

@@ -34,6 +34,7 @@ mod process;
 pub mod qmp;
 mod rehearsal;
 mod spare;
+mod start;
 mod statistics;
 mod sys;
 mod template;

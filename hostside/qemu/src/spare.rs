@@ -20,7 +20,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,16 +28,15 @@ use hypervisor::{
     Attachment, Carrier, Cause, Channel, ChannelKey, ChannelKind, DiskAccess, DiskSerial,
     MacAddress, MachineId, MachineSpec, NicSpec, TemplateId,
 };
-use serde_json::json;
 use tokio::net::UnixStream;
 
-use crate::argv::{self, KEY_FILE, Prepared, Wire};
-use crate::directory::{CHANNEL_SOCKET, Directory, LOG, QMP_SOCKET, SPARE};
+use crate::argv::{KEY_FILE, Wire};
+use crate::directory::{CHANNEL_SOCKET, Directory, LOG, SPARE};
 use crate::driver::Options;
-use crate::log;
-use crate::process::{Lifetime, Process, not_started};
+use crate::process::{Lifetime, Process};
 use crate::qmp::{EventStream, Qmp, RunState};
 use crate::rehearsal::Rehearsal;
+use crate::start::{Starter, Wanted};
 use crate::template::{self, Template};
 
 /// How long after a power on the next spare is started: what was started comes first.
@@ -104,6 +102,16 @@ pub(crate) struct Spare {
 #[derive(Debug)]
 struct Unclaimed(Option<Process>);
 
+impl Unclaimed {
+    fn process(&self) -> Result<&Process, Cause> {
+        self.0.as_ref().ok_or_else(taken_twice)
+    }
+}
+
+fn taken_twice() -> Cause {
+    Cause::hypervisor("a QEMU was taken twice")
+}
+
 impl Drop for Unclaimed {
     fn drop(&mut self) {
         if let Some(process) = &self.0 {
@@ -166,8 +174,7 @@ impl Spare {
     ) -> Result<(Qmp, EventStream, Process), Cause> {
         machine.take_over(&self.home.directory)?;
         self.home.taken = true;
-        let process = self.process.0.take();
-        let process = process.ok_or_else(|| Cause::hypervisor("a QEMU was taken twice"))?;
+        let process = self.process.0.take().ok_or_else(taken_twice)?;
         Ok((self.qmp, self.events, process))
     }
 }
@@ -374,10 +381,6 @@ impl Spares {
         template: &Template,
         spec: &MachineSpec,
     ) -> Result<(Qmp, EventStream, Unclaimed), Cause> {
-        let listen = |name: &'static str| {
-            UnixListener::bind(directory.short(name))
-                .map_err(template::at("cannot listen on", &directory.file(name)))
-        };
         let create = |name: &str| -> Result<File, Cause> {
             let path = directory.file(name);
             OpenOptions::new()
@@ -394,66 +397,41 @@ impl Spares {
             .write_all(key.as_bytes())
             .map_err(template::at("cannot write", &key_file))?;
         let log = create(LOG)?;
-        let (qmp, channel) = (listen(QMP_SOCKET)?, listen(CHANNEL_SOCKET)?);
-        let arguments = argv::arguments(&Prepared {
+        let starter = Starter {
+            directory,
+            options: &self.options,
+        };
+        let channel = starter.listen(CHANNEL_SOCKET)?;
+        let mut inherited = vec![channel.as_fd()];
+        inherited.extend(template.files());
+        let process = starter.start(Wanted {
             spec,
-            accelerator: self.options.accelerator,
-            qmp_fd: qmp.as_raw_fd(),
+            log: &log,
+            lifetime: Lifetime::Own,
             channel: Wire::Listener {
                 fd: channel.as_raw_fd(),
             },
-            hot_plug_slots: self.options.hot_plug_slots,
+            birth: template.birth(true)?,
+            inherited,
             tsc_khz: None,
             uefi_code: None,
-            birth: template.birth(true)?,
-        });
-        let mut inherited = vec![qmp.as_fd(), channel.as_fd()];
-        inherited.extend(template.files());
-        let program = &self.options.program;
-        let process = Process::spawn(
-            program,
-            &arguments,
-            directory.path(),
-            &log,
-            &inherited,
-            Lifetime::Own,
-        )
-        .map_err(|source| not_started(program, source))?;
+        })?;
+        drop(channel);
         let unclaimed = Unclaimed(Some(process));
-        drop(inherited);
-        drop((qmp, channel));
-        let greeting = async {
-            let stream = UnixStream::connect(directory.short(QMP_SOCKET))
-                .await
-                .map_err(template::at(
-                    "cannot connect to",
-                    &directory.file(QMP_SOCKET),
-                ))?;
-            let (qmp, mut events) = Qmp::connect(stream).await.map_err(refused)?;
-            template::prepare(&qmp).await.map_err(refused)?;
-            let arguments = json!({"uri": template.state_uri()});
-            qmp.execute("migrate-incoming", arguments)
-                .await
-                .map_err(refused)?;
-            template::arrived(&mut events).await?;
-            if let Some(rehearsal) = &self.options.rehearsal {
-                rehearse(rehearsal, directory, key, &qmp).await?;
+        let process = unclaimed.process()?;
+        let (qmp, mut events) = starter.greeted(process).await?;
+        let uri = template.state_uri();
+        let restored = starter.restore(process, &qmp, &mut events, &uri, READY);
+        restored.await?;
+        if let Some(rehearsal) = &self.options.rehearsal {
+            let led = rehearse(rehearsal, directory, key, &qmp);
+            tokio::select! {
+                led = led => led?,
+                ending = process.ended() => {
+                    return Err(Cause::hypervisor(format!("QEMU {ending} while its guest rehearsed")));
+                }
             }
-            Ok::<_, Cause>((qmp, events))
-        };
-        let ended = async {
-            match &unclaimed.0 {
-                Some(process) => process.ended().await,
-                None => std::future::pending().await,
-            }
-        };
-        let (qmp, events) = tokio::select! {
-            greeted = greeting => greeted?,
-            ending = ended => {
-                let words = log::last_words(&directory.log_tail(log::TAIL)).unwrap_or_default();
-                return Err(Cause::hypervisor(format!("QEMU {ending}: {words}")));
-            }
-        };
+        }
         Ok((qmp, events, unclaimed))
     }
 }

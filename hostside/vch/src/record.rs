@@ -1,6 +1,7 @@
 //! What a container is, in writing.
 
 use hypervisor::{DiskAccess, MachineSpec};
+use portlayer::random_bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -122,7 +123,7 @@ impl Record {
                 hostname: guest.hostname.clone(),
                 domainname: guest.domainname.clone(),
                 machine_id,
-                seed: random()?,
+                seed: random_bytes()?,
                 unix_nanos: now().as_nanos() as u64,
             },
             root: Root {
@@ -224,18 +225,4 @@ pub fn now() -> std::time::Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
-}
-
-/// Bytes from the kernel's generator.
-///
-/// # Errors
-/// It has none, as early in boot.
-pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < N {
-        filled +=
-            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
-    Ok(bytes)
 }

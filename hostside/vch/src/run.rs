@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::foreground::{Foreground, Origin, Outcome};
 use crate::paths::State;
 use crate::plan::{self, UserModeNetwork};
-use crate::record::{Ended, FORM, GuestRecord, Record, now, random};
+use crate::record::{Ended, FORM, GuestRecord, Record, now};
 use crate::run_directory::{self, Claim, RunDirectory};
 use crate::signals::Signals;
 use crate::{images, machine, terminal};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use hypervisor::{Cause, Hypervisor, PowerOff, PowerState, Started, UserNetwork};
 use image::digest::Digest;
 use image::store::Store;
-use portlayer::names;
+use portlayer::{names, random_bytes};
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ async fn fresh(state: &State, args: &RunArgs, signals: Signals) -> Result<u8, Fa
     if record.machine.templates.is_none() {
         record.machine.templates = Some(state.templates()?);
     }
-    let key = random().context("cannot choose a channel key")?;
+    let key = random_bytes().context("cannot choose a channel key")?;
     if let Some(file) = &args.cidfile {
         std::fs::write(file, &record.id)
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -126,7 +126,7 @@ async fn resume(state: &State, name: &str, signals: Signals) -> Result<u8, Failu
 
 /// What is to be run.
 fn record(args: &RunArgs, image: &plan::ImageConfig, digest: &str, runs: &Path) -> Result<Record> {
-    let id = hex::encode(random::<32>().context("cannot choose an id")?);
+    let id = hex::encode(random_bytes::<32>().context("cannot choose an id")?);
     let name = match &args.name {
         Some(name) => name.clone(),
         None => names::random_name().context("cannot choose a name")?,

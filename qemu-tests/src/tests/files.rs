@@ -1,13 +1,14 @@
 //! The container's files, read and written by tether; the host only speaks records.
 
 use crate::harness::{Context, Test};
-use crate::machine::{Finished, Machine, Wanted, block_on, exec, main_process, read_all, setup};
+use crate::machine::{
+    Finished, Machine, Wanted, block_on, exec, finish, main_process, read_all, setup,
+};
 use anyhow::{Context as _, Result, bail};
 use image::files::{Base, ChangeKind, Diff, ToTar, from_tar};
 use image::store::Store;
 use std::fs::File;
-use std::io;
-use tether_link::{Link, RunningProcess};
+use tether_link::Link;
 use tether_wire::files::{
     Decoder, Failure, FileEntry, FileKind, Item, Shape, Timestamp, Xattr, encode_end, encode_entry,
 };
@@ -57,33 +58,7 @@ const OPERATION: ProcessId = ProcessId(77);
 
 /// Does an operation to its end and forgets it.
 async fn files(link: &Link, operation: FileOperation, input: &[u8]) -> Result<Finished> {
-    let RunningProcess {
-        mut stdin,
-        mut stdout,
-        mut stderr,
-        control,
-        ..
-    } = link.files(OPERATION, operation).await?;
-    let write = async {
-        match stdin.write_all(input).await {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            other => other?,
-        }
-        stdin.finish();
-        Ok::<_, anyhow::Error>(())
-    };
-    let ((), out, err, exit) = tokio::try_join!(
-        write,
-        read_all(&mut stdout, 0),
-        read_all(&mut stderr, 0),
-        async { Ok(control.wait().await?) }
-    )?;
-    control.forget().await?;
-    Ok(Finished {
-        stdout: out,
-        stderr: err,
-        exit,
-    })
+    finish(link.files(OPERATION, operation).await?, Some(input)).await
 }
 
 fn outcome(finished: Finished) -> Result<Vec<u8>, (Failure, String)> {

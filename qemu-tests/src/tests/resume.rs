@@ -3,12 +3,12 @@
 use crate::harness::{Context, Test};
 use crate::machine::{Machine, Wanted, block_on, main_process};
 use crate::random::Random;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::process::Signal;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tether_link::Adopted;
 use tether_wire::message::{ExitStatus, ProcessId};
 
@@ -157,38 +157,55 @@ fn to_a_pipe(t: &Context) -> Result<()> {
 
 fn during_start(t: &Context) -> Result<()> {
     let mut random = Random::from_clock();
-    let seed = random.seed();
     for number in 0..6 {
         let name = format!("start{number}");
-        let mut running = t
-            .run(["sh", "-c", "echo started >>/count; cat /count; exit 3"])
-            .flags(["--name", &name])
-            .spawn()?;
         // From before there is anything to after it is over.
-        let moment = Instant::now() + std::time::Duration::from_millis(random.below(6000));
-        while Instant::now() < moment && running.runs()? {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        let first = running.kill()?;
-        if first.killed_by().is_none() {
-            first.status(3).stdout("started\n");
-            continue;
-        }
-        let known = t.vch(["ls", "-q"]).done()?;
-        known.status(0);
-        if !known.text().lines().any(|line| line == name) {
-            // Killed before it had a name: nothing is left of it.
-            assert_eq!(first.text(), "");
-            continue;
-        }
-        let second = t.vch(["run", "--resume", &name]).done()?;
-        second.status(3);
-        assert_eq!(
-            first.text() + &second.text(),
-            "started\n",
-            "round {number} of seed {seed}"
-        );
+        let after = Duration::from_millis(random.below(6000));
+        starts_once(t, &name, &[], &[], after)
+            .with_context(|| format!("round {number} of seed {}", random.seed()))?;
     }
+    Ok(())
+}
+
+/// A container whose controller is killed a while after it began to start it, and which the next one
+/// resumes, if the first one came to anything, has started once.
+pub(super) fn starts_once(
+    t: &Context,
+    name: &str,
+    flags: &[&str],
+    variables: &[(&str, &Path)],
+    after: Duration,
+) -> Result<()> {
+    let mut run = t
+        .run(["sh", "-c", "echo started >>/count; cat /count; exit 3"])
+        .flags(flags)
+        .flags(["--name", name]);
+    let mut resume = t.vch(["run", "--resume", name]);
+    for (variable, value) in variables {
+        run = run.variable(variable, value);
+        resume = resume.variable(variable, value);
+    }
+    let mut running = run.spawn()?;
+    let moment = Instant::now() + after;
+    while Instant::now() < moment && running.runs()? {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let first = running.kill()?;
+    if first.killed_by().is_none() {
+        first.status(3).stdout("started\n");
+        return Ok(());
+    }
+    let known = t.vch(["ls", "-q"]).done()?;
+    known.status(0);
+    if !known.text().lines().any(|line| line == name) {
+        // Killed before it had a name: nothing is left of it.
+        ensure!(first.text().is_empty(), "{first:?}");
+        return Ok(());
+    }
+    let second = resume.done()?;
+    second.status(3);
+    let said = first.text() + &second.text();
+    ensure!(said == "started\n", "both said {said:?}");
     Ok(())
 }
 

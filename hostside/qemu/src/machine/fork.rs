@@ -19,7 +19,7 @@ use super::*;
 use crate::argv;
 use crate::qmp::EventStream;
 use crate::spare::{Shape, Spare};
-use crate::template::{self, Template, Templates};
+use crate::template::{Template, Templates};
 use std::fs::File;
 use std::time::Duration;
 
@@ -194,35 +194,10 @@ impl Machine {
         events: &mut EventStream,
         process: &Process,
     ) -> Result<(), StartFailure> {
-        let at_fault = StartFailure::Template;
-        let restored = async {
-            template::prepare(qmp).await.map_err(refused)?;
-            let arguments = json!({"uri": template.state_uri()});
-            let begun = qmp.execute("migrate-incoming", arguments);
-            begun.await.map_err(refused)?;
-            template::arrived(events).await
-        };
-        tokio::select! {
-            // What it said before it ended says less than its last words.
-            biased;
-            ending = process.ended() => return Err(at_fault(self.start_failure(&ending))),
-            restored = tokio::time::timeout(RESTORE, restored) => match restored {
-                Ok(Ok(())) => {}
-                Ok(Err(cause)) => {
-                    // QEMU ends by itself when a state does not fit.
-                    let ended = tokio::time::timeout(power::LAST_BREATH, process.ended()).await;
-                    return Err(at_fault(match ended {
-                        Ok(ending) => self.start_failure(&ending),
-                        Err(_) => cause,
-                    }));
-                }
-                Err(_) => {
-                    return Err(at_fault(Cause::hypervisor(
-                        "QEMU did not take the template's state",
-                    )));
-                }
-            },
-        }
+        self.starter()
+            .restore(process, qmp, events, &template.state_uri(), RESTORE)
+            .await
+            .map_err(StartFailure::Template)?;
         // The disks are locked for it now; another machine that has one of them is no fault of the
         // template's.
         qmp.ask("cont")

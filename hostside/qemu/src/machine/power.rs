@@ -5,7 +5,6 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixListener;
 use std::time::{Duration, SystemTime};
 
 use hypervisor::{
@@ -15,19 +14,16 @@ use hypervisor::{
 use super::fork::StartFailure;
 use super::*;
 use crate::accel::Accelerator;
-use crate::argv::{self, Birth, Prepared, UEFI_VARIABLES, Wire};
+use crate::argv::{Birth, UEFI_VARIABLES, Wire};
 use crate::directory::{LOG, QMP_SOCKET};
-use crate::process::{Lifetime, not_started};
+use crate::process::Lifetime;
 use crate::qmp::EventStream;
+use crate::start::{LAST_BREATH, Starter, Wanted, greet};
 use crate::template::Template;
 use crate::vsock::VsockCarrier;
 
-/// How long a starting QEMU may take to greet.
-const START: Duration = Duration::from_secs(60);
 /// How long an old QEMU may take to greet a new controller.
 const ATTACH: Duration = Duration::from_secs(30);
-/// How long a QEMU whose control socket is closed may take to end.
-pub(super) const LAST_BREATH: Duration = Duration::from_secs(10);
 /// How long QEMU may take to end when told to, before it is killed. It writes
 /// back its disks meanwhile.
 const QUIT: Duration = Duration::from_secs(20);
@@ -90,20 +86,11 @@ impl Machine {
         log: &File,
         template: Option<&Template>,
     ) -> Result<Running, StartFailure> {
-        let listen = |name: &'static str| {
-            let _ = fs::remove_file(self.directory.file(name));
-            UnixListener::bind(self.directory.short(name)).map_err(|source| Cause::File {
-                what: "cannot listen on",
-                path: self.directory.file(name),
-                source,
-            })
-        };
-        let qmp = listen(QMP_SOCKET)?;
-        let mut inherited = vec![qmp.as_fd()];
+        let mut inherited = Vec::new();
         let channel;
         let wire = match (spec.channel, &self.options.vsock) {
             (ChannelKind::Virtio | ChannelKind::Serial, _) => {
-                channel = listen(CHANNEL_SOCKET)?;
+                channel = self.starter().listen(CHANNEL_SOCKET)?;
                 inherited.push(channel.as_fd());
                 Wire::Listener {
                     fd: channel.as_raw_fd(),
@@ -133,13 +120,8 @@ impl Machine {
                 template.birth(false)?
             }
         };
-        let started = self
-            .start_qemu(spec, log, qmp.as_raw_fd(), wire, birth, &inherited)
-            .await;
-        // The listeners are QEMU's alone from here: when it ends, so do they.
-        drop(inherited);
-        drop(qmp);
-        let (qmp, mut events, process) = self.greeted(started?).await?;
+        let process = self.start_qemu(spec, log, wire, birth, inherited).await?;
+        let (qmp, mut events) = self.starter().greeted(&process).await?;
         if let Some(template) = template
             && let Err(failure) = self.restore(template, &qmp, &mut events, &process).await
         {
@@ -149,14 +131,21 @@ impl Machine {
         Ok(self.watched(qmp, events, process))
     }
 
+    /// What starts QEMUs in its directory.
+    pub(super) fn starter(&self) -> Starter<'_> {
+        Starter {
+            directory: &self.directory,
+            options: &self.options,
+        }
+    }
+
     pub(super) async fn start_qemu(
         &self,
         spec: &MachineSpec,
         log: &File,
-        qmp_fd: i32,
         channel: Wire,
         birth: Birth,
-        inherited: &[BorrowedFd<'_>],
+        inherited: Vec<BorrowedFd<'_>>,
     ) -> Result<Process, Cause> {
         let uefi_code = match &spec.boot {
             Boot::Iso {
@@ -174,69 +163,16 @@ impl Machine {
             // A fork's kernel knows.
             _ => None,
         };
-        let arguments = argv::arguments(&Prepared {
+        self.starter().start(Wanted {
             spec,
-            accelerator: self.options.accelerator,
-            qmp_fd,
+            log,
+            lifetime: Lifetime::Own,
             channel,
-            hot_plug_slots: self.options.hot_plug_slots,
+            birth,
+            inherited,
             tsc_khz,
             uefi_code,
-            birth,
-        });
-        let program = &self.options.program;
-        let directory = self.directory.path();
-        Process::spawn(
-            program,
-            &arguments,
-            directory,
-            log,
-            inherited,
-            Lifetime::Own,
-        )
-        .map_err(|source| not_started(program, source))
-    }
-
-    /// Waits for a new QEMU's greeting.
-    pub(super) async fn greeted(
-        &self,
-        process: Process,
-    ) -> Result<(Qmp, EventStream, Process), Cause> {
-        let greeted = tokio::select! {
-            greeted = self.greet(START) => greeted,
-            ending = process.ended() => return Err(self.start_failure(&ending)),
-        };
-        match greeted {
-            Ok((qmp, events)) => Ok((qmp, events, process)),
-            Err(error) => {
-                let ending = process.kill().await;
-                Err(match ending {
-                    Ending::Killed(9) => Cause::because("QEMU started and did not answer", error),
-                    _ => self.start_failure(&ending),
-                })
-            }
-        }
-    }
-
-    pub(super) fn start_failure(&self, ending: &Ending) -> Cause {
-        let words = log::last_words(&self.directory.log_tail(log::TAIL));
-        Cause::hypervisor(match words {
-            Some(words) => format!("QEMU {ending}: {words}"),
-            None => format!("QEMU {ending} without a word"),
         })
-    }
-
-    /// Connects to the control socket.
-    async fn greet(&self, deadline: Duration) -> Result<(Qmp, EventStream), QmpError> {
-        let connect = async {
-            let stream = UnixStream::connect(self.directory.short(QMP_SOCKET))
-                .await
-                .map_err(|error| QmpError::Socket(Arc::new(error)))?;
-            Qmp::connect(stream).await
-        };
-        tokio::time::timeout(deadline, connect)
-            .await
-            .unwrap_or_else(|_| Err(QmpError::Protocol("no greeting in time".into())))
     }
 
     pub(super) fn watched(
@@ -291,7 +227,7 @@ impl Machine {
                 self.clean(&mut state).await;
                 Some(said)
             }
-            (Life::Started, Some(process)) => match self.greet(ATTACH).await {
+            (Life::Started, Some(process)) => match greet(&self.directory, ATTACH).await {
                 // It may have been found while it ended.
                 Err(why) => {
                     if let Ok(ending) = tokio::time::timeout(LAST_BREATH, process.ended()).await {

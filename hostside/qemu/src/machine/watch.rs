@@ -2,9 +2,9 @@
 
 use std::sync::Weak;
 
-use super::power::LAST_BREATH;
 use super::*;
 use crate::qmp::{Event, EventStream};
+use crate::start::LAST_BREATH;
 
 /// Follows one QEMU until its end.
 pub(super) async fn watch(

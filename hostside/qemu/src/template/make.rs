@@ -7,7 +7,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,12 +19,12 @@ use tokio::net::{UnixListener, UnixStream};
 use super::record::{STATE_LIMIT, Sealed};
 use super::{Inputs, NEW, TemplateRecord, Templates, at};
 use crate::accel::Accelerator;
-use crate::argv::{self, Birth, KERNEL_HEAD, KEY_FILE, Prepared, Wire};
+use crate::argv::{Birth, KERNEL_HEAD, KEY_FILE, Wire};
 use crate::directory::{CHANNEL_SOCKET, Directory, LOG, QMP_SOCKET};
 use crate::driver::Options;
-use crate::log;
-use crate::process::{Lifetime, Process, not_started};
+use crate::process::{Lifetime, Process};
 use crate::qmp::{Event, EventStream, Qmp, QmpError};
+use crate::start::{Starter, Wanted};
 use crate::tsc::Measurement;
 
 /// What tether says when it can be frozen (`tether/agent/src/boot.rs`).
@@ -33,8 +33,6 @@ const READY: &[u8] = b"tether: template ready";
 const BOOT: Duration = Duration::from_secs(120);
 /// How long freezing may take.
 const FREEZE: Duration = Duration::from_secs(60);
-/// How long a QEMU whose control socket is closed may take to end.
-const LAST_BREATH: Duration = Duration::from_secs(10);
 /// Where QEMU sends the state.
 const STATE_SOCKET: &str = "state.sock";
 /// Bytes of console kept.
@@ -92,8 +90,12 @@ impl Templates {
     }
 }
 
-/// What QEMU reads of a kernel that nothing runs.
-fn kernel_head(spec: &MachineSpec) -> Result<Vec<u8>, Cause> {
+/// What QEMU reads of a kernel that nothing runs: its head; nothing, where there is no kernel.
+///
+/// # Errors
+///
+/// [`Cause::File`].
+pub(crate) fn kernel_head(spec: &MachineSpec) -> Result<Vec<u8>, Cause> {
     let Boot::Kernel { kernel, .. } = &spec.boot else {
         return Ok(Vec::new());
     };
@@ -113,10 +115,6 @@ async fn freeze(
     tsc: Measurement,
 ) -> Result<(Vec<u8>, String), Cause> {
     let directory = Directory::open(home.to_owned())?;
-    let listen = |name: &'static str| {
-        StdListener::bind(directory.short(name))
-            .map_err(at("cannot listen on", &directory.file(name)))
-    };
     let create = |name: &str| {
         let path = directory.file(name);
         OpenOptions::new()
@@ -135,34 +133,34 @@ async fn freeze(
     std::fs::write(&key, ChannelKey::from_bytes([0; 32]).as_bytes())
         .map_err(at("cannot write", &key))?;
     let log = create(LOG)?;
-    let (qmp, channel) = (listen(QMP_SOCKET)?, listen(CHANNEL_SOCKET)?);
+    let starter = Starter {
+        directory: &directory,
+        options,
+    };
+    let channel = starter.listen(CHANNEL_SOCKET)?;
     let socket = |source| Cause::because("cannot make a socket for a template", source);
     let (console, theirs) = StdStream::pair().map_err(socket)?;
-    let arguments = argv::arguments(&Prepared {
+    let process = starter.start(Wanted {
         spec,
-        accelerator: options.accelerator,
-        qmp_fd: qmp.as_raw_fd(),
+        log: &log,
+        lifetime: Lifetime::Ours,
         channel: Wire::Listener {
             fd: channel.as_raw_fd(),
         },
-        hot_plug_slots: options.hot_plug_slots,
+        birth: Birth::Template {
+            ram_fd: ram.as_raw_fd(),
+            console_fd: theirs.as_raw_fd(),
+        },
+        inherited: vec![channel.as_fd(), ram.as_fd(), theirs.as_fd()],
         tsc_khz: match options.accelerator {
             Accelerator::Tcg => tsc.khz().await,
             Accelerator::Kvm => None,
         },
         uefi_code: None,
-        birth: Birth::Template {
-            ram_fd: ram.as_raw_fd(),
-            console_fd: theirs.as_raw_fd(),
-        },
-    });
-    let inherited = [qmp.as_fd(), channel.as_fd(), ram.as_fd(), theirs.as_fd()];
-    let program = &options.program;
-    let process = Process::spawn(program, &arguments, home, &log, &inherited, Lifetime::Ours)
-        .map_err(|source| not_started(program, source))?;
-    drop((qmp, channel, theirs));
+    })?;
+    drop((channel, theirs));
     let state = Booting {
-        directory: &directory,
+        starter,
         process: &process,
     }
     .frozen(console)
@@ -175,26 +173,17 @@ async fn freeze(
 
 /// A template that is not one yet.
 struct Booting<'a> {
-    directory: &'a Directory,
+    starter: Starter<'a>,
     process: &'a Process,
 }
 
 impl Booting<'_> {
     async fn frozen(&self, console: StdStream) -> Result<(Vec<u8>, String), Cause> {
-        let greeted = async {
-            let stream = UnixStream::connect(self.directory.short(QMP_SOCKET))
-                .await
-                .map_err(at("cannot connect to", &self.directory.file(QMP_SOCKET)))?;
-            Qmp::connect(stream).await.map_err(refused)
-        };
-        let (qmp, mut events) = match greeted.await {
-            Ok(greeted) => greeted,
-            // It closes its sockets when it ends, and that is when it has said why.
-            Err(cause) => {
-                let ended = tokio::time::timeout(LAST_BREATH, self.process.ended()).await;
-                return Err(ended.map_or(cause, |_| self.ended()));
-            }
-        };
+        let (qmp, mut events) = self
+            .starter
+            .greeted(self.process)
+            .await
+            .map_err(of_template)?;
         self.ready(console, &mut events).await?;
         let taken = async {
             let version = version(&qmp).await.map_err(refused)?;
@@ -224,7 +213,7 @@ impl Booting<'_> {
             tokio::select! {
                 biased;
                 read = console.read(&mut buffer) => match read {
-                    Ok(0) | Err(_) => return Err(self.ended()),
+                    Ok(0) | Err(_) => return Err(self.ended().await),
                     Ok(length) => {
                         said.extend_from_slice(&buffer[..length]);
                         if said.windows(READY.len()).any(|window| window == READY) {
@@ -239,7 +228,7 @@ impl Booting<'_> {
                         break "its guest ended".to_owned();
                     }
                     Some(_) => {}
-                    None => return Err(self.ended()),
+                    None => return Err(self.ended().await),
                 },
                 () = &mut deadline => {
                     break format!("its tether was not ready in {} s", BOOT.as_secs());
@@ -257,8 +246,8 @@ impl Booting<'_> {
 
     /// Freezes it and takes its state.
     async fn state(&self, qmp: &Qmp, events: &mut EventStream) -> Result<Vec<u8>, Cause> {
-        let path = self.directory.file(STATE_SOCKET);
-        let listener = UnixListener::bind(self.directory.short(STATE_SOCKET))
+        let path = self.starter.directory.file(STATE_SOCKET);
+        let listener = UnixListener::bind(self.starter.directory.short(STATE_SOCKET))
             .map_err(at("cannot listen on", &path))?;
         qmp.ask("stop").await.map_err(refused)?;
         prepare(qmp).await.map_err(refused)?;
@@ -281,12 +270,23 @@ impl Booting<'_> {
         Ok(state)
     }
 
-    fn ended(&self) -> Cause {
-        let words = log::last_words(&self.directory.log_tail(log::TAIL));
-        Cause::hypervisor(match words {
-            Some(words) => format!("a template's QEMU ended: {words}"),
-            None => "a template's QEMU ended without a word".to_owned(),
-        })
+    /// Why its QEMU ended, which has closed its sockets.
+    async fn ended(&self) -> Cause {
+        match self.starter.last_words(self.process).await {
+            Some(cause) => of_template(cause),
+            None => Cause::hypervisor("a template's QEMU closed its sockets and goes on"),
+        }
+    }
+}
+
+/// What is said of a QEMU, said of a template's.
+fn of_template(cause: Cause) -> Cause {
+    match cause {
+        Cause::Hypervisor { message, source } => Cause::Hypervisor {
+            message: format!("a template's {message}"),
+            source,
+        },
+        other => other,
     }
 }
 

@@ -22,7 +22,7 @@
 mod make;
 mod record;
 
-pub(crate) use make::{arrived, prepare};
+pub(crate) use make::{arrived, kernel_head, prepare};
 pub use record::{FileIdentity, Inputs, TemplateRecord};
 
 use std::fs::{self, DirBuilder, File, OpenOptions};

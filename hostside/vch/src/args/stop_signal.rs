@@ -28,33 +28,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_signal_has_a_number_and_a_name() {
-        let cases = [
-            ("15", Some(15)),
-            ("TERM", Some(15)),
-            ("SIGTERM", Some(15)),
-            ("sigusr1", Some(10)),
-            ("SIGPOLL", Some(29)),
-            ("RTMIN", Some(34)),
-            ("SIGRTMIN+3", Some(37)),
-            ("RTMAX-1", Some(63)),
-            ("64", Some(64)),
-            ("0", None),
-            ("65", None),
-            ("RTMIN+31", None),
-            ("RTMAX-31", None),
-            ("SIGNOTHING", None),
-            ("", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(
-                text.parse::<StopSignal>().ok().map(|s| s.0),
-                expected,
-                "{text}"
-            );
-        }
+    fn every_signal_has_a_name_that_is_read_again() {
         for number in 1..=31 {
             assert_eq!(name(number).parse(), Ok(StopSignal(number)));
         }
+        let refused = "SIGNOTHING".parse::<StopSignal>();
+        assert_eq!(refused, Err("invalid signal: SIGNOTHING".to_owned()));
     }
 }

@@ -15,32 +15,29 @@
 //! and on which disks: who adopts the machine lets it run. A child's record says that it is off until it
 //! has all of its state; who finds a QEMU of a machine that is off ends it.
 
+mod child;
 mod memory;
+mod parent;
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use hypervisor::{Boot, Bystander, DiskAccess, DiskSpec, Forked, HOLD, MachineSpec, Started};
+use hypervisor::{Boot, Bystander, DiskAccess, DiskSpec, Forked, HOLD, MachineSpec};
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::power::LAST_BREATH;
 use super::*;
-use crate::argv::{self, Birth, KERNEL_HEAD, Wire};
-use crate::directory::{Devices, QMP_SOCKET};
-use crate::qmp::EventStream;
+use crate::argv;
+use crate::directory::Devices;
 use crate::template;
 use memory::{Copy, Place};
+use parent::{CommandLine, guest_memory, open_of};
 
 /// Says that the parent is being forked.
 const MARK: &str = "fork.json";
 /// Where QEMU writes its state, for a moment.
 const STATE: &str = "fork.state";
-/// How long a child may take to have its state.
-const BIRTH: Duration = Duration::from_secs(60);
 
 /// What [`MARK`] holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,15 +54,6 @@ pub(crate) struct Capture {
     memory: File,
     state: Vec<u8>,
     kernel: File,
-}
-
-/// What of a machine's command line its children must have alike.
-#[derive(Debug, PartialEq, Eq)]
-struct CommandLine {
-    memory_mib: u64,
-    cpus: u32,
-    /// The descriptor its memory is a private view of.
-    memory_fd: Option<u32>,
 }
 
 impl Machine {
@@ -86,7 +74,7 @@ impl Machine {
         let spec = state.record.spec.clone();
         forkable(&spec, self.options.hot_plug_slots)?;
         check_disks(&spec, disks)?;
-        let kernel = kernel_head(&spec)?;
+        let kernel = in_memory("vch-kernel", &template::kernel_head(&spec)?)?;
         let line = CommandLine::of(pid)?;
         if (line.memory_mib, line.cpus) != (spec.memory.mib(), spec.cpus.count()) {
             return Err(unsupported(
@@ -268,149 +256,6 @@ impl Machine {
         }
         Some("let a machine run on whose fork was cut short".to_owned())
     }
-
-    /// Becomes a running child, whose guest's processes stand still.
-    pub(crate) async fn be_born(self: &Arc<Self>, capture: &Capture) -> Result<(), Cause> {
-        let mut state = self.state.lock().await;
-        if !matches!(state.body, Body::Off) {
-            return Err(Cause::WrongState {
-                state: self.view().power,
-            });
-        }
-        let spec = state.record.spec.clone();
-        let born = async {
-            let log = self.open_log()?;
-            self.console.reset().await;
-            let (qmp, events, process) = self.incoming(&spec, &log, capture).await?;
-            let process_ended = process.ended();
-            let went = async {
-                disconnect(&qmp, &spec).await?;
-                let mut record = state.record.clone();
-                record.life = Life::Started;
-                record.started = SystemTime::now();
-                record.devices = Some(capture.devices);
-                record.began = Some(Started::ForkedRunning {
-                    parent: capture.parent,
-                });
-                self.directory.write(&record)?;
-                qmp.ask("cont").await.map_err(refused)?;
-                Ok(record)
-            };
-            let went = tokio::select! {
-                biased;
-                ending = process_ended => Err(self.start_failure(&ending)),
-                went = went => went,
-            };
-            match went {
-                Ok(record) => Ok((record, self.watched(qmp, events, process))),
-                Err(cause) => {
-                    process.kill().await;
-                    Err(cause)
-                }
-            }
-        }
-        .await;
-        match born {
-            Ok((record, running)) => {
-                state.record = record;
-                state.body = Body::Running(running);
-                self.show(&state.record);
-                self.set_power(PowerState::On);
-                Ok(())
-            }
-            Err(cause) => {
-                self.clean(&mut state).await;
-                Err(cause)
-            }
-        }
-    }
-
-    /// A QEMU that has the parent's state and stands still.
-    async fn incoming(
-        &self,
-        spec: &MachineSpec,
-        log: &File,
-        capture: &Capture,
-    ) -> Result<(Qmp, EventStream, Process), Cause> {
-        let listen = |name: &'static str| {
-            let _ = fs::remove_file(self.directory.file(name));
-            UnixListener::bind(self.directory.short(name)).map_err(|source| Cause::File {
-                what: "cannot listen on",
-                path: self.directory.file(name),
-                source,
-            })
-        };
-        let (qmp, channel) = (listen(QMP_SOCKET)?, listen(CHANNEL_SOCKET)?);
-        // Each child reads it from its beginning.
-        let saved = in_memory("vch-state", &capture.state)?;
-        let inherited = [
-            qmp.as_fd(),
-            channel.as_fd(),
-            capture.memory.as_fd(),
-            capture.kernel.as_fd(),
-            saved.as_fd(),
-        ];
-        let birth = Birth::Child {
-            ram_fd: capture.memory.as_raw_fd(),
-            kernel_fd: capture.kernel.as_raw_fd(),
-            boot_id: MachineId::random()
-                .map_err(|source| Cause::because("the host has no random bytes", source))?,
-            devices: capture.devices,
-        };
-        let wire = Wire::Listener {
-            fd: channel.as_raw_fd(),
-        };
-        let process = self
-            .start_qemu(spec, log, qmp.as_raw_fd(), wire, birth, &inherited)
-            .await?;
-        drop((qmp, channel));
-        let (qmp, mut events, process) = self.greeted(process).await?;
-        let taken = async {
-            template::prepare(&qmp).await.map_err(refused)?;
-            let arguments = json!({"uri": format!("fd:{}", saved.as_raw_fd())});
-            let begun = qmp.execute("migrate-incoming", arguments);
-            begun.await.map_err(refused)?;
-            template::arrived(&mut events).await
-        };
-        let cause = tokio::select! {
-            biased;
-            ending = process.ended() => return Err(self.start_failure(&ending)),
-            taken = tokio::time::timeout(BIRTH, taken) => match taken {
-                Ok(Ok(())) => return Ok((qmp, events, process)),
-                Ok(Err(cause)) => cause,
-                Err(_) => Cause::hypervisor("QEMU did not take the parent's state in time"),
-            },
-        };
-        // It ends by itself when a state does not fit, and says why.
-        let ended = tokio::time::timeout(LAST_BREATH, process.ended()).await;
-        process.kill().await;
-        Err(match ended {
-            Ok(ending) => self.start_failure(&ending),
-            Err(_) => cause,
-        })
-    }
-
-    /// Connects the vNICs.
-    pub(crate) async fn connect_nics(&self) -> Result<(), Cause> {
-        let mut state = self.state.lock().await;
-        let nics = state.record.spec.nics.len();
-        let running = state.body.running(&self.view().power)?;
-        for index in 0..nics {
-            let arguments = json!({"name": argv::nic_name(index), "up": true});
-            let set = running.qmp.execute("set_link", arguments).await;
-            set.map_err(refused)?;
-        }
-        Ok(())
-    }
-}
-
-async fn disconnect(qmp: &Qmp, spec: &MachineSpec) -> Result<(), Cause> {
-    for index in 0..spec.nics.len() {
-        let arguments = json!({"name": argv::nic_name(index), "up": false});
-        let set = qmp.execute("set_link", arguments).await;
-        set.map_err(refused)?;
-    }
-    Ok(())
 }
 
 /// Whether such a machine can be forked while it runs.
@@ -499,86 +344,6 @@ fn replace(spec: &mut MachineSpec, disk: &DiskSpec) {
     }
 }
 
-/// Where the guest's memory begins in its QEMU.
-async fn guest_memory(qmp: &Qmp) -> Result<u64, Cause> {
-    let answer = qmp.monitor("gpa2hva 0").await.map_err(refused)?;
-    address_in(&answer).ok_or_else(|| {
-        Cause::hypervisor(format!(
-            "QEMU does not say where its guest's memory is: {answer}"
-        ))
-    })
-}
-
-/// From QEMU's `Host virtual address for 0x0 (ram) is 0x7f0000000000`.
-fn address_in(words: &str) -> Option<u64> {
-    let (_, address) = words.trim().split_once("(ram) is 0x")?;
-    u64::from_str_radix(address, 16).ok()
-}
-
-impl CommandLine {
-    fn of(pid: u32) -> Result<Self, Cause> {
-        let path = format!("/proc/{pid}/cmdline");
-        let bytes = fs::read(&path).map_err(|source| Cause::File {
-            what: "cannot read",
-            path: path.into(),
-            source,
-        })?;
-        let text = String::from_utf8_lossy(&bytes);
-        let words: Vec<&str> = text.split('\0').collect();
-        Self::parse(&words)
-            .ok_or_else(|| Cause::hypervisor("its QEMU was not started by this driver"))
-    }
-
-    fn parse(words: &[&str]) -> Option<Self> {
-        let after = |option: &str| {
-            let mut pairs = words.windows(2);
-            pairs.find(|pair| pair[0] == option).map(|pair| pair[1])
-        };
-        let part = |list: &str, key: &str| {
-            list.split(',')
-                .find_map(|part| part.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
-        };
-        let memory = words
-            .iter()
-            .find(|word| word.starts_with("memory-backend-") && word.contains(",id=ram,"))?;
-        Some(Self {
-            memory_mib: after("-m")?.strip_suffix('M')?.parse().ok()?,
-            cpus: part(after("-smp")?, "cpus")?.parse().ok()?,
-            memory_fd: match part(memory, "mem-path") {
-                Some(path) => Some(path.strip_prefix("/proc/self/fd/")?.parse().ok()?),
-                None => None,
-            },
-        })
-    }
-}
-
-/// A file that another process has open.
-fn open_of(pid: u32, fd: u32) -> Result<File, Cause> {
-    let path = format!("/proc/{pid}/fd/{fd}");
-    File::open(&path).map_err(|source| Cause::File {
-        what: "cannot open what a running QEMU has as",
-        path: path.into(),
-        source,
-    })
-}
-
-/// The head of its kernel, in memory: see [`Birth::Fork`].
-fn kernel_head(spec: &MachineSpec) -> Result<File, Cause> {
-    use std::io::Read as _;
-    let Boot::Kernel { kernel, .. } = &spec.boot else {
-        return Err(unsupported("it was not booted from a kernel"));
-    };
-    let mut head = Vec::new();
-    File::open(kernel)
-        .and_then(|file| file.take(KERNEL_HEAD).read_to_end(&mut head))
-        .map_err(|source| Cause::File {
-            what: "cannot read",
-            path: kernel.clone(),
-            source,
-        })?;
-    in_memory("vch-kernel", &head)
-}
-
 /// A file of the host's memory, at its beginning.
 fn in_memory(name: &str, content: &[u8]) -> Result<File, Cause> {
     use std::os::unix::fs::FileExt as _;
@@ -595,44 +360,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(Cause::because("the driver failed", error)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_guests_memory_is_where_qemu_says() {
-        let words = "Host virtual address for 0x0 (ram) is 0x7fead7fff000\r\n";
-        assert_eq!(address_in(words), Some(0x7fea_d7ff_f000));
-        let rom = "Host virtual address for 0x0 (pc.bios) is 0x7fead7fff000\r\n";
-        assert_eq!(address_in(rom), None);
-        assert_eq!(address_in("No memory is mapped at address 0x0\r\n"), None);
-    }
-
-    #[test]
-    fn a_command_line_says_what_children_must_have_alike() {
-        let forked = [
-            "qemu-system-x86_64",
-            "-smp",
-            "cpus=2,sockets=1,cores=2,threads=1",
-            "-m",
-            "64M",
-            "-object",
-            "memory-backend-file,id=ram,mem-path=/proc/self/fd/17,share=off,size=64M",
-        ];
-        let expected = CommandLine {
-            memory_mib: 64,
-            cpus: 2,
-            memory_fd: Some(17),
-        };
-        assert_eq!(CommandLine::parse(&forked), Some(expected));
-        let mut booted = forked;
-        booted[6] = "memory-backend-ram,id=ram,size=64M";
-        let line = CommandLine::parse(&booted).unwrap();
-        assert_eq!(line.memory_fd, None);
-        booted[6] = "memory-backend-file,id=ram,mem-path=/dev/shm/x,size=64M";
-        assert_eq!(CommandLine::parse(&booted), None);
-        assert_eq!(CommandLine::parse(&forked[..3]), None);
-    }
 }
