@@ -24,7 +24,7 @@ import (
 // while it stands still, and another QEMU goes on from there. As on vSphere the copy's serial ports
 // are dialled anew to where the source's are, and its guest has the source's MAC and addresses. What it
 // can read of guestinfo are the values of the clone under the names that the source had when it booted,
-// and they have to be as long: a running kernel keeps QEMU's list of them.
+// and they have to be as long, but for the list of disks: a running kernel keeps QEMU's list of them.
 //
 // vCenter only; on the source's host; of the devices only vNICs and serial ports with a file can differ.
 func (m *machine) InstantCloneTask(ctx *simulator.Context, request *types.InstantClone_Task) soap.HasFault {
@@ -268,7 +268,8 @@ func (g *guest) sameNames(values map[string]string) map[string]string {
 	kept := make(map[string]string)
 	for name, old := range g.guestinfo {
 		value, ok := values[name]
-		if !ok || len(value) != len(old) {
+		fits := len(value) == len(old) || name == "tether.disks" && len(value) <= disksLength
+		if !ok || !fits {
 			log.Printf("guestinfo.%s: a clone's value has to be as long as its source's: the source's is kept", name)
 			value = old
 		}
