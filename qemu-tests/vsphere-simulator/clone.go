@@ -22,7 +22,8 @@ import (
 //
 // With guests the copy is one: the source's memory, the state of its devices and its disks are copied
 // while it stands still, and another QEMU goes on from there. As on vSphere the copy's serial ports
-// are dialled anew to where the source's are, and its guest has the source's MAC and addresses. What it
+// are dialled anew to where the source's are, and its guest has the source's MAC (a PCI serial number, too, is
+// made of it) and addresses. What it
 // can read of guestinfo are the values of the clone under the names that the source had when it booted,
 // and they have to be as long, but for the list of disks: a running kernel keeps QEMU's list of them.
 //
@@ -211,6 +212,12 @@ func (m *machine) cloneGuest(clone *machine) error {
 	}
 	if len(from.disks) != len(to.disks) {
 		return fmt.Errorf("the clone has %d disks, not %d", len(to.disks), len(from.disks))
+	}
+	if len(from.cards) != len(to.cards) {
+		return fmt.Errorf("the clone has %d vNICs, not %d", len(to.cards), len(from.cards))
+	}
+	for i, card := range from.cards {
+		to.cards[i].mac = m.guest.macs[card.key]
 	}
 	to.guestinfo = m.guest.sameNames(to.guestinfo)
 	state := filepath.Join(m.guest.directory, "state")
