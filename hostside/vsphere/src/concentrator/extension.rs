@@ -353,7 +353,14 @@ mod tests {
             assert_eq!(named_machine(uri), Some(UUID), "{uri}");
             assert_eq!(service_name(uri), "channel", "{uri}");
         }
-        for uri in ["channel", "channel/", "channel/x", "channel/5012", "telnet://channel", ""] {
+        for uri in [
+            "channel",
+            "channel/",
+            "channel/x",
+            "channel/5012",
+            "telnet://channel",
+            "",
+        ] {
             assert_eq!(named_machine(uri), None, "{uri}");
         }
     }

@@ -11,9 +11,9 @@ use hypervisor::{
 use super::record::{self, Edit, Entries};
 use super::{Core, cause, devices, unsupported, view};
 use crate::types::{
-    Backing, BootableDevice, CreateVM_Task, Destroy_Task, ManagedObject, ToolsConfigInfo, VirtualMachineBootOptions,
-    VirtualMachineBootOptionsBootableCdromDevice, VirtualMachineConfigSpec, VirtualMachineFileInfo,
-    VirtualMachinePowerState,
+    Backing, BootableDevice, CreateVM_Task, Destroy_Task, ManagedObject, ToolsConfigInfo,
+    VirtualMachineBootOptions, VirtualMachineBootOptionsBootableCdromDevice,
+    VirtualMachineConfigSpec, VirtualMachineFileInfo, VirtualMachinePowerState,
 };
 
 /// What every machine is told to be: the kernels that run in them are 6.x.
@@ -286,8 +286,7 @@ impl Core {
         let destroy = Destroy_Task {
             _this: object.clone(),
         };
-        let left =
-            |objects: &crate::property::Objects| objects.get(object).is_none().then_some(());
+        let left = |objects: &crate::property::Objects| objects.get(object).is_none().then_some(());
         self.task_seen(&destroy, left)
             .await
             .map_err(|error| cause("the server does not remove it", error))?;
@@ -298,11 +297,7 @@ impl Core {
     }
 
     /// Powers a machine off by force, as a step of something else.
-    pub async fn cut(
-        &self,
-        id: &MachineId,
-        object: &ManagedObject,
-    ) -> Result<(), Cause> {
+    pub async fn cut(&self, id: &MachineId, object: &ManagedObject) -> Result<(), Cause> {
         self.power_off_locked(id, object, PowerOff::Cut).await
     }
 }

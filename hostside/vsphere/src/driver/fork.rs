@@ -25,9 +25,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hypervisor::{
-    Cause, Claim, Fork, MachineId, MachineSpec, Repair, Start, Started, TemplateId,
-};
+use hypervisor::{Cause, Claim, Fork, MachineId, MachineSpec, Repair, Start, Started, TemplateId};
 use tokio::sync::OwnedMutexGuard;
 
 use super::devices::{self, Cable};
@@ -402,9 +400,7 @@ impl Core {
                 ..template.spec.clone()
             };
             let forked = async {
-                self.clone()
-                    .create(spec, child.key, child.metadata)
-                    .await?;
+                self.clone().create(spec, child.key, child.metadata).await?;
                 made.push(child.id);
                 self.clone().power_on(&child.id).await?;
                 match self.inspect(&child.id).await?.began {
@@ -491,7 +487,9 @@ fn serial_ports(hardware: &Node, id: &MachineId, proxy: &str) -> Vec<DeviceChang
                 return None;
             };
             let service = service_name(&backing.serviceURI);
-            let service = [CONSOLE, CHANNEL].into_iter().find(|name| *name == service)?;
+            let service = [CONSOLE, CHANNEL]
+                .into_iter()
+                .find(|name| *name == service)?;
             Some(devices::edit(VirtualSerialPort {
                 key: port.key,
                 controllerKey: port.controllerKey,

@@ -70,15 +70,14 @@ impl Core {
     /// Takes back that a run began; `before` is what the machine was.
     async fn no_run(&self, object: &ManagedObject, before: &Properties) {
         let was = view::entries(before);
-        let edit =
-            [record::STARTED, record::CAUSE, record::BEGAN]
-                .into_iter()
-                .fold(Edit::default(), |edit, key| {
-                    match record::value(&was, key) {
-                        Some(value) => edit.set(key, &value, &was),
-                        None => edit.plain(key, ""),
-                    }
-                });
+        let edit = [record::STARTED, record::CAUSE, record::BEGAN]
+            .into_iter()
+            .fold(Edit::default(), |edit, key| {
+                match record::value(&was, key) {
+                    Some(value) => edit.set(key, &value, &was),
+                    None => edit.plain(key, ""),
+                }
+            });
         let spec = VirtualMachineConfigSpec {
             extraConfig: edit.options(),
             ..VirtualMachineConfigSpec::default()

@@ -242,7 +242,9 @@ impl Core {
         };
         let made = made.await;
         match &made {
-            Ok(_) => tracing::info!(template = %id, seconds = begun.elapsed().as_secs_f32(), "made a template"),
+            Ok(_) => {
+                tracing::info!(template = %id, seconds = begun.elapsed().as_secs_f32(), "made a template")
+            }
             Err(_) => {
                 for found in self.find_template(id) {
                     if let Err(error) = self.dismiss(&found.object).await {

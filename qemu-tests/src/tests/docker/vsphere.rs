@@ -76,9 +76,16 @@ fn booted(t: &Context) -> Result<()> {
     let docker = Docker::serve_with(t, &["--boot", "iso"])?;
     docker.lasting("booted", &[])?;
     let seen = seen(t, &docker, "booted")?;
-    assert_eq!((&seen["began"], &seen["templates"]), (&json!("booted"), &json!([])));
+    assert_eq!(
+        (&seen["began"], &seen["templates"]),
+        (&json!("booted"), &json!([]))
+    );
     let services: Vec<_> = seen["serial"].as_array().into_iter().flatten().collect();
-    assert!(services.iter().all(|port| port[1] == "console" || port[1] == "channel"));
+    assert!(
+        services
+            .iter()
+            .all(|port| port[1] == "console" || port[1] == "channel")
+    );
     docker.end()
 }
 
@@ -132,7 +139,10 @@ fn forked(t: &Context) -> Result<()> {
     // No other than what the endpoint says.
     let mac = "{{range .NetworkSettings.Networks}}{{.MacAddress}}{{end}}";
     assert_eq!(identities[0][3], docker.inspect("one", mac)?);
-    assert_eq!(identities[0][2], docker.inspect("one", "{{.Config.Hostname}}")?);
+    assert_eq!(
+        identities[0][2],
+        docker.inspect("one", "{{.Config.Hostname}}")?
+    );
     docker.ok(["exec", "one", "sh", "-c", "ip route | grep -q ^default"])?;
 
     docker.ok(["exec", "one", "sh", "-c", "echo kept > /kept; sync"])?;
@@ -162,7 +172,11 @@ fn taken_over(t: &Context) -> Result<()> {
     docker.kill_serving()?;
     docker.start_serving()?;
     let after = identity(&docker, "fork")?;
-    assert_eq!(before[..6], after[..6], "it is the same run of the same machine");
+    assert_eq!(
+        before[..6],
+        after[..6],
+        "it is the same run of the same machine"
+    );
     docker.lasting("later", &[])?;
     let (first, second) = (seen(t, &docker, "fork")?, seen(t, &docker, "later")?);
     assert_eq!(
