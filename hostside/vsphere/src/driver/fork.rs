@@ -299,7 +299,6 @@ impl Core {
                 tracing::warn!(machine = %object, error = chain(&error), "what a fork took the place of is left to be repaired");
             }
             drop(one);
-            core.sweep_soon();
         });
     }
 

@@ -53,7 +53,11 @@ impl Core {
             Ok(false) => Started::Booted,
             Err(error) => {
                 let why = chain(&error);
-                tracing::warn!(machine = %id, why, "it boots instead of being forked");
+                match error {
+                    // As always here.
+                    Cause::Unsupported { .. } => tracing::debug!(machine = %id, why, "it boots"),
+                    _ => tracing::warn!(machine = %id, why, "it boots instead of being forked"),
+                }
                 Started::BootedInstead { why }
             }
         };

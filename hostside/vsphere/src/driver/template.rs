@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hypervisor::{
-    Boot, Cause, ChannelKey, ChannelKind, Hardware, MacAddress, MachineId, MachineSpec, Metadata,
-    NicSpec, Template, TemplateId,
+    Attachment, Boot, Cause, ChannelKey, ChannelKind, Hardware, MacAddress, MachineId, MachineSpec,
+    Metadata, NicSpec, Template, TemplateId,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
@@ -277,7 +277,9 @@ impl Core {
             let nic = NicSpec {
                 // Nobody ever sees it: it is not connected, and a fork has its own.
                 mac: MacAddress::new([0x02, 0x42, 0, 0, 0, number])?,
-                attachment: hypervisor::Attachment::PortGroup(String::new()),
+                attachment: Attachment::UserMode {
+                    published: Vec::new(),
+                },
             };
             let card = devices::vnic(-2000 - i32::from(number), &nic, backing, Cable::Out);
             config.deviceChange.push(devices::add(card));
