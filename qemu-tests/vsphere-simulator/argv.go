@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -14,6 +15,9 @@ import (
 // The processor emulation offers, as the QEMU driver has it: five-level page tables and `rep movsb` are
 // slow under emulation.
 const emulatedProcessor = "max,la57=off,erms=off,fsrm=off"
+
+// Bytes that a guest is given of `guestinfo.tether.disks`, the one value that is another in a clone and not as long.
+const disksLength = 512
 
 // Slots for vNICs that come while the machine runs.
 const cardSlots = 2
@@ -127,6 +131,10 @@ func firmwareFiles(h hardware, directory string) ([]string, error) {
 	sort.Strings(names)
 	for i, name := range names {
 		value := []byte(h.guestinfo[name])
+		// What a clone's guest finds there is as long as what its source had; a list may end in commas.
+		if name == "tether.disks" && len(value) < disksLength {
+			value = append(value, bytes.Repeat([]byte(","), disksLength-len(value))...)
+		}
 		if strings.HasSuffix(name, "tether.key") {
 			value = keyBytes(h.guestinfo[name])
 		}

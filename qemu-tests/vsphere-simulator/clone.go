@@ -22,9 +22,10 @@ import (
 //
 // With guests the copy is one: the source's memory, the state of its devices and its disks are copied
 // while it stands still, and another QEMU goes on from there. As on vSphere the copy's serial ports
-// are dialled anew to where the source's are, and its guest has the source's MAC and addresses. What it
+// are dialled anew to where the source's are, and its guest has the source's MAC (a PCI serial number, too, is
+// made of it) and addresses. What it
 // can read of guestinfo are the values of the clone under the names that the source had when it booted,
-// and they have to be as long: a running kernel keeps QEMU's list of them.
+// and they have to be as long, but for the list of disks: a running kernel keeps QEMU's list of them.
 //
 // vCenter only; on the source's host; of the devices only vNICs and serial ports with a file can differ.
 func (m *machine) InstantCloneTask(ctx *simulator.Context, request *types.InstantClone_Task) soap.HasFault {
@@ -212,6 +213,12 @@ func (m *machine) cloneGuest(clone *machine) error {
 	if len(from.disks) != len(to.disks) {
 		return fmt.Errorf("the clone has %d disks, not %d", len(to.disks), len(from.disks))
 	}
+	if len(from.cards) != len(to.cards) {
+		return fmt.Errorf("the clone has %d vNICs, not %d", len(to.cards), len(from.cards))
+	}
+	for i, card := range from.cards {
+		to.cards[i].mac = m.guest.macs[card.key]
+	}
 	to.guestinfo = m.guest.sameNames(to.guestinfo)
 	state := filepath.Join(m.guest.directory, "state")
 	defer os.Remove(state)
@@ -268,7 +275,8 @@ func (g *guest) sameNames(values map[string]string) map[string]string {
 	kept := make(map[string]string)
 	for name, old := range g.guestinfo {
 		value, ok := values[name]
-		if !ok || len(value) != len(old) {
+		fits := len(value) == len(old) || name == "tether.disks" && len(value) <= disksLength
+		if !ok || !fits {
 			log.Printf("guestinfo.%s: a clone's value has to be as long as its source's: the source's is kept", name)
 			value = old
 		}

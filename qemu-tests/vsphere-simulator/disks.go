@@ -17,6 +17,10 @@ import (
 // refuse is looked for in the others only.
 var ownDisks sync.Map
 
+// parents has what a server reads in the descriptor of a disk that is there when it is attached: by file, the
+// backing of what it is a child of.
+var parents sync.Map
+
 // image runs qemu-img.
 func image(arguments ...string) error {
 	command := exec.Command(host.qemuImg, arguments...)
@@ -115,7 +119,7 @@ func volatileDisk(d diskDevice, directory string) error {
 }
 
 // prepareDisks puts in what a server does for the disks of a specification, before it is applied: a UUID,
-// and a complaint about a parent that is not there.
+// the parent of one that is there, and a complaint about a parent that is not.
 func prepareDisks(spec *types.VirtualMachineConfigSpec) types.BaseMethodFault {
 	return eachDisk(spec, func(change *types.VirtualDeviceConfigSpec, _ *types.VirtualDisk, backing *types.VirtualDiskFlatVer2BackingInfo) types.BaseMethodFault {
 		if backing.Uuid == "" {
@@ -124,6 +128,17 @@ func prepareDisks(spec *types.VirtualMachineConfigSpec) types.BaseMethodFault {
 		if backing.Parent != nil {
 			if file, err := datastoreFile(backing.Parent.FileName); err != nil || !exists(file) {
 				return &types.FileNotFound{FileFault: types.FileFault{File: backing.Parent.FileName}}
+			}
+		}
+		if file, err := datastoreFile(backing.FileName); err == nil {
+			if known, ok := parents.Load(file); ok && change.FileOperation == "" && backing.Parent == nil {
+				parent := known.(types.VirtualDiskFlatVer2BackingInfo)
+				backing.Parent = &parent
+			} else if change.FileOperation != "" {
+				parents.Delete(file)
+				if backing.Parent != nil {
+					parents.Store(file, *backing.Parent)
+				}
 			}
 		}
 		// The simulator takes a disk for there only if it has a second file.

@@ -35,6 +35,8 @@ type guest struct {
 	command   *exec.Cmd
 	monitor   *monitor
 	ports     map[int]*serialPort
+	// The addresses with which its vNICs began, by key: what its guest has made of them is its own affair.
+	macs map[int]string
 	// The slots of vNICs that came while it ran, by key.
 	slots  map[int]int
 	memory *os.File
@@ -108,6 +110,7 @@ func startOn(h hardware, slots map[int]int, memory *os.File, clone bool, heard f
 	g := &guest{
 		directory: filepath.Join(host.scratch, fmt.Sprint(atomic.AddInt64(&host.number, 1))),
 		ports:     make(map[int]*serialPort),
+		macs:      make(map[int]string),
 		slots:     make(map[int]int),
 		nodes:     make(map[int][]string),
 		guestinfo: h.guestinfo,
@@ -119,6 +122,9 @@ func startOn(h hardware, slots map[int]int, memory *os.File, clone bool, heard f
 	}
 	for _, disk := range h.disks {
 		g.nodes[disk.key] = disk.nodeNames()
+	}
+	for _, card := range h.cards {
+		g.macs[card.key] = card.mac
 	}
 	if err := os.Mkdir(g.directory, 0o700); err != nil {
 		return nil, err
@@ -286,7 +292,7 @@ func (g *guest) addCard(c cardDevice) error {
 		if taken[slot] {
 			continue
 		}
-		g.slots[c.key] = slot
+		g.slots[c.key], g.macs[c.key] = slot, c.mac
 		if _, err := g.monitor.execute("netdev_add", c.network()); err != nil {
 			return err
 		}

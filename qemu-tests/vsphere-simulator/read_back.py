@@ -12,6 +12,16 @@ from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim
 
 
+def written(machine, key):
+    """What the driver wrote on it: after the number of pieces, here always one."""
+    values = [option.value for option in machine.config.extraConfig if option.key == key]
+    return values[0].partition(":")[2] if values else ""
+
+
+def plain(machine, key):
+    return next((option.value for option in machine.config.extraConfig if option.key == key), "")
+
+
 def facts(machine):
     config = machine.config
     devices = config.hardware.device
@@ -42,6 +52,9 @@ def facts(machine):
             [device.backing.direction, device.backing.serviceURI, device.backing.proxyURI]
             for device in of(vim.vm.device.VirtualSerialPort)
         ],
+        "began": json.loads(written(machine, "vch.began") or "null"),
+        "key": plain(machine, "guestinfo.tether.key"),
+        "identity": plain(machine, "guestinfo.tether.identity"),
         "options": sorted(option.key for option in config.extraConfig),
     }
 
@@ -56,8 +69,14 @@ def main():
     try:
         content = instance.content
         view = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True).view
-        (machine,) = [machine for machine in view if machine.config.instanceUuid == identity]
-        print(json.dumps(facts(machine)))
+        ours = [machine for machine in view if written(machine, "vch.owner")]
+        templates = [machine for machine in ours if written(machine, "vch.role") == "template"]
+        (machine,) = [machine for machine in ours if machine.config.uuid == identity]
+        found = facts(machine)
+        found["templates"] = [
+            [machine.name, machine.runtime.powerState, plain(machine, "guestinfo.tether.key")] for machine in templates
+        ]
+        print(json.dumps(found))
     finally:
         Disconnect(instance)
 

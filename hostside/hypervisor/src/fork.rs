@@ -1,7 +1,7 @@
 //! Templates and forks: machines that begin where another one is.
 //!
 //! On QEMU a template is guest memory in a file and a saved device state; on
-//! vSphere it is a frozen machine that `InstantClone_Task` copies.
+//! vSphere it is a machine without disks that `InstantClone_Task` copies.
 
 use std::fmt;
 use std::time::Duration;

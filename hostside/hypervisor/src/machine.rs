@@ -34,8 +34,9 @@ pub enum MetadataChange {
 
 /// A machine's identity: 128 bits, written as a UUID.
 ///
-/// It is the SMBIOS UUID the guest sees and, on vSphere, the instance UUID. It
-/// never changes and is never used again.
+/// It is the SMBIOS UUID the guest sees and, on vSphere, the instance UUID of
+/// a machine that has not been forked. It never changes and is never used
+/// again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineId([u8; 16]);
 

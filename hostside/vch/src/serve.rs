@@ -333,7 +333,7 @@ async fn on_vsphere(args: &ServeArgs, machines: &Path) -> Result<Driver> {
         },
         hypervisor: Arc::new(driver),
         qemu: None,
-        start: Start::Boot,
+        start: vm.start_by_fork(),
         network: DefaultNetwork::PortGroup(network),
         devices: (Hardware::Vmware, ChannelKind::Serial),
         memory: limit.map(|mb| mb << 20),

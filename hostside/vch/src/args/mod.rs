@@ -210,6 +210,14 @@ impl VmArgs {
         (hardware, channel)
     }
 
+    /// Fork unless told to boot, where every machine can be forked.
+    pub fn start_by_fork(&self) -> Start {
+        match self.boot {
+            None | Some(BootArg::Fork) => Start::Fork,
+            Some(BootArg::Kernel | BootArg::Iso) => Start::Boot,
+        }
+    }
+
     /// Fork where nothing stands against it.
     pub fn start(&self) -> Start {
         let forkable = (Hardware::Virtio, ChannelKind::Virtio);

@@ -1,7 +1,7 @@
 //! One connection of an ESXi host: telnet over any byte stream, from negotiation to its end.
 //!
 //! First it has to say whose it is, within a bounded time: DO-PROXY with a service that is served here, and
-//! either the machine's UUID or the cookie of a migration. Then it moves bytes for its [`Session`].
+//! either the machine's UUID (a fork's is in the service URI) or the cookie of a migration. Then it moves bytes for its [`Session`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::extension::{
-    GET_VM_BIOS_UUID, GET_VM_VC_UUID, KNOWN, Message, VMOTION_PEER, service_name,
+    GET_VM_BIOS_UUID, GET_VM_VC_UUID, KNOWN, Message, VMOTION_PEER, named_machine, service_name,
 };
 use super::registry::{Claim, Key, Pending, Registry, Seat, Shown};
 use super::session::{ConnectionId, Role, TooMuchAhead};
@@ -225,7 +225,7 @@ where
     S: AsyncRead + AsyncWrite + Send,
 {
     let deadline = Instant::now() + registry.limits().identify;
-    let (mut service, mut vc, mut bios) = (None, None, None);
+    let (mut service, mut named, mut vc, mut bios) = (None, None, None, None);
     loop {
         while let Some(message) = line.parse()? {
             match message {
@@ -239,6 +239,7 @@ where
                     Some(index) => {
                         line.say(&Message::WillProxy);
                         service = Some(index);
+                        named = named_machine(&uri);
                     }
                     None => {
                         line.say(&Message::WontProxy);
@@ -265,6 +266,8 @@ where
                 Message::Unknown(code) => line.say(&Message::UnknownSuboption2(code)),
                 _ => {}
             }
+            // What its URI says is what this side wrote into its backing.
+            let vc = named.map(Some).or(vc);
             if let Some(seat) = seat(registry, id, service, vc, bios, false).await? {
                 return Ok(seat);
             }
@@ -281,6 +284,7 @@ where
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => {
                 // A machine whose migration was lost with its host, say, or without the second UUID.
+                let vc = named.map(Some).or(vc);
                 let seat = seat(registry, id, service, vc, bios.or(Some(None)), true).await?;
                 return seat.ok_or(Refusal::Unidentified);
             }
@@ -288,7 +292,8 @@ where
     }
 }
 
-/// A place for the connection, if enough is known of it. The UUID is vCenter's, else the BIOS's. While a
+/// A place for the connection, if enough is known of it. The UUID is the service URI's, else vCenter's, else
+/// the BIOS's. While a
 /// migration of the machine is under way a cookie is waited for, unless that has lasted long enough.
 async fn seat(
     registry: &Arc<Registry>,

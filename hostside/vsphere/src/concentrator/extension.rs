@@ -234,6 +234,15 @@ fn write_uuid(uuid: Option<[u8; 16]>) -> Vec<u8> {
     format!("{}-{}", half(&uuid[..8]), half(&uuid[8..])).into_bytes()
 }
 
+/// The machine that a service URI names, as `channel/5012af03-0405-0607-0809-0a0b0c0d0eff` does: a machine that was
+/// forked may say its source's UUID, or one that nobody here knows yet.
+pub fn named_machine(uri: &str) -> Option<[u8; 16]> {
+    let uri = uri.trim_matches(['\0', ' ']);
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let (_, machine) = rest.split_once('/')?;
+    parse_uuid(machine.as_bytes())
+}
+
 /// The name in a service URI, by which the ports of a machine differ: `channel`, `telnet://channel` and
 /// `tcp://channel:2377/` all name `channel`.
 pub fn service_name(uri: &str) -> &str {
@@ -333,6 +342,27 @@ mod tests {
         }
         assert_eq!(service_name(""), "");
         assert_eq!(service_name("://"), "");
+    }
+
+    #[test]
+    fn a_service_uri_may_name_its_machine() {
+        for uri in [
+            "channel/5012af03-0405-0607-0809-0a0b0c0d0eff",
+            "tcp://channel:2377/5012AF030405060708090a0b0c0d0eff\0",
+        ] {
+            assert_eq!(named_machine(uri), Some(UUID), "{uri}");
+            assert_eq!(service_name(uri), "channel", "{uri}");
+        }
+        for uri in [
+            "channel",
+            "channel/",
+            "channel/x",
+            "channel/5012",
+            "telnet://channel",
+            "",
+        ] {
+            assert_eq!(named_machine(uri), None, "{uri}");
+        }
     }
 
     proptest! {

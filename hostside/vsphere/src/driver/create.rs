@@ -11,9 +11,9 @@ use hypervisor::{
 use super::record::{self, Edit, Entries};
 use super::{Core, cause, devices, unsupported, view};
 use crate::types::{
-    BootableDevice, CreateVM_Task, Destroy_Task, ToolsConfigInfo, VirtualMachineBootOptions,
-    VirtualMachineBootOptionsBootableCdromDevice, VirtualMachineConfigSpec, VirtualMachineFileInfo,
-    VirtualMachinePowerState,
+    Backing, BootableDevice, CreateVM_Task, Destroy_Task, ManagedObject, ToolsConfigInfo,
+    VirtualMachineBootOptions, VirtualMachineBootOptionsBootableCdromDevice,
+    VirtualMachineConfigSpec, VirtualMachineFileInfo, VirtualMachinePowerState,
 };
 
 /// What every machine is told to be: the kernels that run in them are 6.x.
@@ -22,6 +22,8 @@ const GUEST: &str = "other4xLinux64Guest";
 const OLD_GUEST: &str = "other3xLinux64Guest";
 /// Memory comes in pieces of so many MiB (API reference, `VirtualMachineConfigSpec.memoryMB`).
 const MEMORY_STEP: u64 = 4;
+/// What the name of a fork ends with, unless what it takes the place of has that.
+pub const FORK_SUFFIX: &str = ".f";
 /// The longest name an object of the inventory has.
 const NAME_MAX: usize = 80;
 
@@ -44,9 +46,10 @@ pub fn spec_text(spec: &MachineSpec) -> Result<String, Cause> {
 
 /// The name of a machine in the inventory: the container's, and as much of its identity as tells it from
 /// others.
-fn name(spec: &MachineSpec) -> String {
+pub fn name(spec: &MachineSpec) -> String {
     let id = spec.id.to_string().replace('-', "");
-    let room = NAME_MAX - 13;
+    // A fork's has a suffix.
+    let room = NAME_MAX - 13 - FORK_SUFFIX.len();
     let name: String = spec
         .name
         .chars()
@@ -113,19 +116,7 @@ impl Core {
             });
         }
         let boot = self.disks.boot_image(&self.collector, iso).await?;
-        let mut nics = Vec::new();
-        for nic in &spec.nics {
-            let network = match &nic.attachment {
-                Attachment::PortGroup(name) => name,
-                Attachment::UserMode { .. } => self.user_network.as_ref().ok_or_else(|| {
-                    unsupported(
-                        "give a vNIC user-mode networking",
-                        "attach it to a port group, or name a network that has the addresses of one",
-                    )
-                })?,
-            };
-            nics.push(self.networks.backing(network).await?);
-        }
+        let nics = self.backings(&spec).await?;
         let mut disks: Vec<(i32, super::disks::Prepared)> = Vec::new();
         for disk in &spec.disks {
             let target =
@@ -160,13 +151,32 @@ impl Core {
         Ok(())
     }
 
-    fn config(
+    /// What a machine's vNICs are attached to, in their order.
+    pub async fn backings(&self, spec: &MachineSpec) -> Result<Vec<Backing>, Cause> {
+        let mut nics = Vec::new();
+        for nic in &spec.nics {
+            let network = match &nic.attachment {
+                Attachment::PortGroup(name) => name,
+                Attachment::UserMode { .. } => self.user_network.as_ref().ok_or_else(|| {
+                    unsupported(
+                        "give a vNIC user-mode networking",
+                        "attach it to a port group, or name a network that has the addresses of one",
+                    )
+                })?,
+            };
+            nics.push(self.networks.backing(network).await?);
+        }
+        Ok(nics)
+    }
+
+    /// What a machine is made as.
+    pub fn config(
         &self,
         spec: &MachineSpec,
         key: &ChannelKey,
         metadata: &Metadata,
         disks: &[(i32, super::disks::Prepared)],
-        nics: Vec<crate::types::Backing>,
+        nics: Vec<Backing>,
         boot: &super::datastore::DatastorePath,
     ) -> Result<VirtualMachineConfigSpec, Cause> {
         let none = Entries::new();
@@ -183,7 +193,9 @@ impl Core {
             .plain("monitor_control.restrict_backdoor", "TRUE")
             // Disks say their UUID to the guest.
             .plain("disk.EnableUUID", "TRUE")
+            .plain(record::ID, spec.id.to_string())
             .set(record::OWNER, &self.vch, &none)
+            .set(record::ROLE, record::MACHINE_ROLE, &none)
             .set(record::SPEC, &spec_text(spec)?, &none)
             .set(record::CREATED, &record::nanos(SystemTime::now()), &none);
         for (key, value) in metadata {
@@ -244,9 +256,17 @@ impl Core {
     /// The same, by whoever has the machine to himself.
     pub async fn destroy_locked(&self, id: &MachineId) -> Result<(), Cause> {
         let (object, properties) = self.find(id)?;
+        self.remove_formers(id).await?;
         if view::power(&properties) != VirtualMachinePowerState::PoweredOff {
             self.cut(id, &object).await?;
         }
+        self.remove_from_server(&object).await
+    }
+
+    /// Removes a virtual machine that is off, and leaves its disks.
+    pub async fn remove_from_server(&self, object: &ManagedObject) -> Result<(), Cause> {
+        let known = self.collector.look(|objects| objects.get(object).cloned());
+        let properties = known.ok_or(Cause::NotFound { what: "machine" })?;
         // A server removes with a machine what is on its disks; they are the caller's.
         let disks = properties
             .get("config.hardware")
@@ -260,14 +280,13 @@ impl Core {
                 extraConfig: edit.options(),
                 ..VirtualMachineConfigSpec::default()
             };
-            let taken = self.reconfigure_machine(&object, spec).await;
+            let taken = self.reconfigure_machine(object, spec).await;
             taken.map_err(|error| cause("its disks cannot be taken off", error))?;
         }
         let destroy = Destroy_Task {
             _this: object.clone(),
         };
-        let left =
-            |objects: &crate::property::Objects| objects.get(&object).is_none().then_some(());
+        let left = |objects: &crate::property::Objects| objects.get(object).is_none().then_some(());
         self.task_seen(&destroy, left)
             .await
             .map_err(|error| cause("the server does not remove it", error))?;
@@ -278,11 +297,7 @@ impl Core {
     }
 
     /// Powers a machine off by force, as a step of something else.
-    pub async fn cut(
-        &self,
-        id: &MachineId,
-        object: &crate::types::ManagedObject,
-    ) -> Result<(), Cause> {
+    pub async fn cut(&self, id: &MachineId, object: &ManagedObject) -> Result<(), Cause> {
         self.power_off_locked(id, object, PowerOff::Cut).await
     }
 }
@@ -314,7 +329,10 @@ mod tests {
     #[test]
     fn names_fit_into_the_inventory_and_tell_machines_apart() {
         assert_eq!(name(&spec("web/a")), "web_a-abababababab");
-        assert_eq!(name(&spec(&"x".repeat(80))).len(), NAME_MAX);
+        assert_eq!(
+            name(&spec(&"x".repeat(80))).len() + FORK_SUFFIX.len(),
+            NAME_MAX
+        );
     }
 
     #[test]

@@ -153,7 +153,7 @@ pub fn creation(
         }));
     }
     for (nic, backing) in spec.nics.iter().zip(nics) {
-        changes.push(add(vnic(next(), nic, backing)));
+        changes.push(add(vnic(next(), nic, backing, Cable::In)));
     }
     for ((target, prepared), disk) in disks.iter().zip(&spec.disks) {
         changes.push(attach(next(), SCSI, *target, disk, prepared));
@@ -161,11 +161,23 @@ pub fn creation(
     changes
 }
 
-fn vnic(key: i32, nic: &NicSpec, backing: Backing) -> VirtualVmxnet3 {
+/// Whether a vNIC is connected, now and at the next power on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cable {
+    In,
+    Out,
+}
+
+/// A vNIC.
+pub fn vnic(key: i32, nic: &NicSpec, backing: Backing, cable: Cable) -> VirtualVmxnet3 {
     VirtualVmxnet3 {
         key,
         controllerKey: Some(PCI),
-        connectable: Some(connected()),
+        connectable: Some(VirtualDeviceConnectInfo {
+            startConnected: cable == Cable::In,
+            allowGuestControl: false,
+            connected: cable == Cable::In,
+        }),
         backing: Some(backing),
         addressType: Some("manual".into()),
         macAddress: Some(nic.mac.to_string()),
@@ -246,9 +258,19 @@ pub fn firmware(boot: &Boot) -> &'static str {
     }
 }
 
-fn add(device: impl Into<VirtualDevice>) -> DeviceChange {
+/// Adds a device.
+pub fn add(device: impl Into<VirtualDevice>) -> DeviceChange {
+    change(Operation::Add, device)
+}
+
+/// Changes a device, which its key names.
+pub fn edit(device: impl Into<VirtualDevice>) -> DeviceChange {
+    change(Operation::Edit, device)
+}
+
+fn change(operation: Operation, device: impl Into<VirtualDevice>) -> DeviceChange {
     DeviceChange::from(VirtualDeviceConfigSpec {
-        operation: Some(Operation::Add),
+        operation: Some(operation),
         fileOperation: None,
         device: Some(device.into()),
     })

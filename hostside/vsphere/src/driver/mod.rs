@@ -17,8 +17,8 @@
 //! What the guest needs: its key and its disks from `guestinfo` ([`record`], [`devices`]); its console on the
 //! first serial port, its channel on the second.
 //!
-//! Not here: forks. `InstantClone_Task` copies a running machine's disks by itself and leaves its serial
-//! ports connected as the parent's; until the driver gives each child its own, it refuses with a reason.
+//! A power on forks where it can ([`fork`], [`template`]): then it is `InstantClone_Task` and `ReconfigVM_Task`,
+//! and, while the guest begins, `ReconfigVM_Task` and `Destroy_Task` for what the machine was before.
 
 mod change;
 mod console;
@@ -26,12 +26,14 @@ mod create;
 pub mod datastore;
 mod devices;
 pub mod disks;
+mod fork;
 mod lease;
 pub(crate) mod place;
 mod power;
 mod record;
 mod repair;
 mod statistics;
+mod template;
 mod view;
 mod watch;
 
@@ -117,7 +119,7 @@ pub(crate) struct Ended {
 #[derive(Debug, Default)]
 pub(crate) struct Cell {
     /// Held by whoever changes the machine.
-    pub operation: tokio::sync::Mutex<()>,
+    pub operation: Arc<tokio::sync::Mutex<()>>,
     /// Whether its power is being cut by this driver.
     pub cutting: std::sync::atomic::AtomicBool,
     pub ended: Mutex<Option<Ended>>,
@@ -143,7 +145,10 @@ pub(crate) struct Core {
     pub disks: disks::Disks,
     pub networks: place::Networks,
     pub counters: tokio::sync::OnceCell<statistics::Counters>,
+    pub templates: template::Templates,
     cells: Mutex<BTreeMap<MachineId, Arc<Cell>>>,
+    /// The objects that are machines, as far as was told.
+    seats: Mutex<BTreeMap<MachineId, ManagedObject>>,
 }
 
 /// Something the driver cannot do.
@@ -273,7 +278,9 @@ impl Vsphere {
             events: EventSender::default(),
             disks,
             counters: tokio::sync::OnceCell::new(),
+            templates: template::Templates::default(),
             cells: Mutex::default(),
+            seats: Mutex::default(),
         });
         core.adopt();
         // What was there already is told before there is anybody to listen.
@@ -406,6 +413,7 @@ impl Core {
                     .begin(self.serial.clone(), view.id);
             }
         }
+        self.adopt_templates();
     }
 }
 
@@ -417,7 +425,7 @@ impl Hypervisor for Vsphere {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            fork: false,
+            fork: self.core.can_fork().is_ok(),
             cpu_hot_add: true,
             memory_hot_add: true,
             balloon: false,
@@ -541,9 +549,10 @@ impl Hypervisor for Vsphere {
                 .ok_or_else(|| {
                     Cause::hypervisor("the machine's key is not in its extraConfig any more")
                 })?;
+            let claim = core.claim(&id, &properties);
             tokio::select! {
                 io = core.serial.connect(id, CHANNEL) => io
-                    .map(|io| Channel { io, kind: ChannelKind::Serial, carrier: Carrier::Serial, key, claim: None })
+                    .map(|io| Channel { io, kind: ChannelKind::Serial, carrier: Carrier::Serial, key, claim })
                     .map_err(|error| Cause::because("the concentrator does not carry it", error)),
                 off = core.until_off(&object) => Err(off),
             }
@@ -575,14 +584,45 @@ impl Hypervisor for Vsphere {
         Err(Error::Freeze {
             id: *id,
             template,
-            source: unsupported("freeze a machine into a template", "boot machines instead"),
+            source: unsupported(
+                "freeze a machine into a template",
+                "a power on makes the template it needs",
+            ),
         })
     }
 
-    async fn fork(&self, parent: &ForkParent, _children: Vec<Fork>) -> Result<Vec<MachineId>> {
-        Err(Error::Fork {
+    async fn templates(&self) -> Result<Vec<Template>> {
+        Ok(self.core.list_templates())
+    }
+
+    async fn make_template(&self, spec: &MachineSpec) -> Result<Template> {
+        let spec = spec.clone();
+        self.on(|core| async move { core.make_template(&spec).await })
+            .await
+            .map_err(|source| Error::Template { source })
+    }
+
+    async fn remove_template(&self, id: &TemplateId) -> Result<()> {
+        let id = id.clone();
+        self.on(|core| async move { core.remove_template(&id).await })
+            .await
+            .map_err(|source| Error::Template { source })
+    }
+
+    async fn fork(&self, parent: &ForkParent, children: Vec<Fork>) -> Result<Vec<MachineId>> {
+        let forked = match parent.clone() {
+            ForkParent::Template(id) => {
+                self.on(|core| async move { core.fork_template(&id, children).await })
+                    .await
+            }
+            ForkParent::Machine(_) => Err(unsupported(
+                "fork a running machine",
+                "fork a template instead",
+            )),
+        };
+        forked.map_err(|source| Error::Fork {
             parent: parent.clone(),
-            source: unsupported("fork", "boot machines instead"),
+            source,
         })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use hypervisor::{Cause, MachineId, PowerOff, PowerState, StopCause};
+use hypervisor::{Cause, MachineId, PowerOff, PowerState, Started, StopCause};
 
 use super::record::{self, Edit};
 use super::view::{self, Seen};
@@ -27,7 +27,7 @@ const EVENT: Duration = Duration::from_secs(10);
 impl Core {
     pub async fn power_on(self: Arc<Self>, id: &MachineId) -> Result<(), Cause> {
         let cell = self.cell(id);
-        let _one = cell.operation.lock().await;
+        let one = cell.operation.clone().lock_owned().await;
         let (object, properties) = self.find(id)?;
         match view::power(&properties) {
             Power::PoweredOn => {
@@ -45,7 +45,23 @@ impl Core {
         // The last run's end is written down before the next begins.
         self.settle(id).await?;
         let (_, properties) = self.find(id)?;
-        self.begin_run(&object, &properties).await?;
+        let began = match self.fork_if_wished(id, &object, &properties).await {
+            Ok(true) => {
+                self.remove_former_soon(object, one);
+                return Ok(());
+            }
+            Ok(false) => Started::Booted,
+            Err(error) => {
+                let why = chain(&error);
+                match error {
+                    // As always here.
+                    Cause::Unsupported { .. } => tracing::debug!(machine = %id, why, "it boots"),
+                    _ => tracing::warn!(machine = %id, why, "it boots instead of being forked"),
+                }
+                Started::BootedInstead { why }
+            }
+        };
+        self.begin_run(&object, &properties, &began).await?;
         cell.console.begin(self.serial.clone(), *id);
         let on = self.switch_on(&object).await;
         if on.is_err() {
@@ -58,15 +74,14 @@ impl Core {
     /// Takes back that a run began; `before` is what the machine was.
     async fn no_run(&self, object: &ManagedObject, before: &Properties) {
         let was = view::entries(before);
-        let edit =
-            [record::STARTED, record::CAUSE]
-                .into_iter()
-                .fold(Edit::default(), |edit, key| {
-                    match record::value(&was, key) {
-                        Some(value) => edit.set(key, &value, &was),
-                        None => edit.plain(key, ""),
-                    }
-                });
+        let edit = [record::STARTED, record::CAUSE, record::BEGAN]
+            .into_iter()
+            .fold(Edit::default(), |edit, key| {
+                match record::value(&was, key) {
+                    Some(value) => edit.set(key, &value, &was),
+                    None => edit.plain(key, ""),
+                }
+            });
         let spec = VirtualMachineConfigSpec {
             extraConfig: edit.options(),
             ..VirtualMachineConfigSpec::default()
@@ -81,6 +96,7 @@ impl Core {
         &self,
         object: &ManagedObject,
         properties: &Properties,
+        began: &Started,
     ) -> Result<(), Cause> {
         let record = self
             .record(properties)
@@ -88,6 +104,7 @@ impl Core {
         let entries = view::entries(properties);
         let edit = Edit::default()
             .set(record::STARTED, &record::nanos(SystemTime::now()), &entries)
+            .set(record::BEGAN, &began_text(began)?, &entries)
             .remove(record::CAUSE, &entries);
         let number = |name: &str| {
             let hardware = properties.get("config.hardware")?;
@@ -104,7 +121,7 @@ impl Core {
         written.map_err(|error| cause("its start cannot be written down", error))
     }
 
-    async fn switch_on(&self, object: &ManagedObject) -> Result<(), Cause> {
+    pub async fn switch_on(&self, object: &ManagedObject) -> Result<(), Cause> {
         let on = |objects: &crate::property::Objects| {
             (view::power(objects.get(object)?) == Power::PoweredOn).then_some(())
         };
@@ -355,8 +372,14 @@ impl Core {
     }
 }
 
+/// How a run began as it is written on a machine.
+pub fn began_text(began: &Started) -> Result<String, Cause> {
+    serde_json::to_string(began)
+        .map_err(|error| Cause::because("how it began cannot be written down", error))
+}
+
 /// Whether a call was refused because the machine is in that state already.
-fn already(error: &crate::session::Error, state: &str) -> bool {
+pub fn already(error: &crate::session::Error, state: &str) -> bool {
     error.fault().is_some_and(|fault| {
         fault.is("InvalidPowerState") && fault.field("existingState") == Some(state)
     })

@@ -3,12 +3,17 @@
 //! | key | what |
 //! |---|---|
 //! | `vch.owner` | the VCH it belongs to |
+//! | `vch.id` | its identity, which is its `instanceUuid` only where it was not forked |
+//! | `vch.role` | `template` for what others are forked from, else `machine` |
+//! | `vch.template` | a template's name |
+//! | `vch.began` | how its last run began, JSON |
 //! | `vch.spec` | its specification, JSON |
 //! | `vch.created`, `vch.started`, `vch.stopped` | nanoseconds since 1970 |
 //! | `vch.cause` | why it is off, JSON |
-//! | `vch.state` | `leaving` while it is being destroyed |
+//! | `vch.state` | `leaving` while it is being destroyed, `coming` while it is no machine, or template, yet |
 //! | `vch.meta.KEY` | metadata |
 //! | `guestinfo.tether.key` | the channel's key, 64 hexadecimal digits |
+//! | `guestinfo.tether.identity` | boot id and UUID of a fork; zeros for a template |
 //! | `guestinfo.tether.channel` | what carries the channel, `serial:ttyS1` |
 //! | `guestinfo.tether.disks` | which disk is which, `0=root,1=data`: SCSI target and serial |
 //!
@@ -20,7 +25,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hypervisor::{Cause, ChannelKey, MachineId, MachineSpec, Metadata, StopCause};
+use hypervisor::{Cause, ChannelKey, MachineId, MachineSpec, Metadata, Started, StopCause};
 
 use crate::soap::{Node, Raw};
 use crate::types::{ConfigOption, OptionValue};
@@ -38,6 +43,14 @@ pub const STOPPED: &str = "vch.stopped";
 pub const CAUSE: &str = "vch.cause";
 pub const STATE: &str = "vch.state";
 pub const LEAVING: &str = "leaving";
+pub const COMING: &str = "coming";
+pub const ID: &str = "vch.id";
+pub const ROLE: &str = "vch.role";
+pub const TEMPLATE_ROLE: &str = "template";
+pub const MACHINE_ROLE: &str = "machine";
+pub const TEMPLATE: &str = "vch.template";
+pub const BEGAN: &str = "vch.began";
+pub const IDENTITY: &str = "guestinfo.tether.identity";
 const METADATA: &str = "vch.meta.";
 pub const KEY: &str = "guestinfo.tether.key";
 pub const CHANNEL: &str = "guestinfo.tether.channel";
@@ -104,6 +117,16 @@ impl Edit {
                 return;
             }
             self.0.push((piece, String::new()));
+        }
+    }
+
+    /// What these changes make of entries.
+    pub fn apply(self, entries: &mut Entries) {
+        for (key, value) in self.0 {
+            match value.is_empty() {
+                true => entries.remove(&key),
+                false => entries.insert(key, value),
+            };
         }
     }
 
@@ -206,14 +229,16 @@ pub struct Record {
     pub stopped: SystemTime,
     /// Why.
     pub cause: Option<StopCause>,
+    /// How its last run began, where that is written down.
+    pub began: Option<Started>,
     /// Whether it is being destroyed.
     pub leaving: bool,
 }
 
 impl Record {
-    /// Reads it; `None` where it is not of this VCH, or not whole.
+    /// Reads it; `None` where it is no machine of this VCH, none yet, or not whole.
     pub fn read(entries: &Entries, owner: &str) -> Option<Self> {
-        if value(entries, OWNER)? != owner {
+        if value(entries, OWNER)? != owner || is_template(entries) || is_coming(entries) {
             return None;
         }
         let time = |key| value(entries, key).and_then(|text| from_nanos(&text));
@@ -223,9 +248,27 @@ impl Record {
             started: time(STARTED).unwrap_or(UNIX_EPOCH),
             stopped: time(STOPPED).unwrap_or(UNIX_EPOCH),
             cause: value(entries, CAUSE).and_then(|text| serde_json::from_str(&text).ok()),
+            began: value(entries, BEGAN).and_then(|text| serde_json::from_str(&text).ok()),
             leaving: value(entries, STATE).as_deref() == Some(LEAVING),
         })
     }
+}
+
+/// Whether others are forked from it.
+pub fn is_template(entries: &Entries) -> bool {
+    value(entries, ROLE).as_deref() == Some(TEMPLATE_ROLE)
+}
+
+/// Whether it is being made still, or its making was cut short.
+pub fn is_coming(entries: &Entries) -> bool {
+    value(entries, STATE).as_deref() == Some(COMING)
+}
+
+/// One entry of the property `config.extraConfig`, without reading the others.
+pub fn entry<'a>(property: &'a Node, key: &str) -> Option<&'a str> {
+    let mut all = property.children.iter().rev();
+    let found = all.find(|option| option.text_of("key") == Some(key))?;
+    found.text_of("value").filter(|value| !value.is_empty())
 }
 
 /// The channel's key.
@@ -302,12 +345,7 @@ mod tests {
     use super::*;
 
     fn apply(edit: Edit, entries: &mut Entries) {
-        for (key, value) in edit.0 {
-            match value.is_empty() {
-                true => entries.remove(&key),
-                false => entries.insert(key, value),
-            };
-        }
+        edit.apply(entries);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::types::{Destroy_Task, ManagedObject, VirtualMachinePowerState};
 
 impl Core {
     pub async fn reconcile(self: Arc<Self>) -> Result<Vec<Repair>, Cause> {
-        let mut repairs = Vec::new();
+        let mut repairs = self.repair_forks().await?;
+        self.repair_templates().await?;
         for (id, object, leaving) in self.leftovers() {
             match id.filter(|_| leaving) {
                 Some(id) => {

@@ -1,9 +1,10 @@
 //! Machines as the collector knows them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use hypervisor::{Cause, Machine as View, MachineId, PowerState, Start, Started, StopCause};
+use hypervisor::{Cause, Machine as View, MachineId, PowerState, Started, StopCause};
 
 use super::record::{self, Entries, Record};
 use super::{Core, place};
@@ -43,17 +44,39 @@ pub fn machines(pool: &ManagedObject) -> PropertyFilterSpec {
     }
 }
 
-/// The identity of a machine.
+/// The identity of a machine: a fork's is written on it, and its UUID is the server's to choose.
 pub fn identity(properties: &Properties) -> Option<MachineId> {
-    record::identity(properties.get("config.instanceUuid")?)
+    let written = properties
+        .get("config.extraConfig")
+        .and_then(|property| record::entry(property, record::ID))
+        .and_then(|text| text.parse().ok());
+    written.or_else(|| record::identity(properties.get("config.instanceUuid")?))
 }
 
-/// The object of a machine.
+/// The object of a machine. Where a fork has just taken the place of what the machine was before, it is the
+/// one of the later run.
 pub fn find(objects: &Objects, id: &MachineId) -> Option<(ManagedObject, Arc<Properties>)> {
+    let started = |properties: &Properties| {
+        let text = properties
+            .get("config.extraConfig")
+            .and_then(|property| record::entry(property, record::STARTED))
+            .and_then(|text| text.split_once(':'));
+        text.and_then(|(_, nanos)| nanos.parse::<u64>().ok())
+    };
     objects
         .of_kind("VirtualMachine")
-        .find(|(_, properties)| identity(properties) == Some(*id))
+        .filter(|(_, properties)| identity(properties) == Some(*id) && !is_coming(properties))
+        .max_by_key(|(_, properties)| started(properties))
         .map(|(object, properties)| (object.clone(), properties.clone()))
+}
+
+/// Whether it is no machine yet.
+pub fn is_coming(properties: &Properties) -> bool {
+    let state = properties
+        .get("config.extraConfig")
+        .and_then(|property| record::entry(property, record::STATE))
+        .and_then(|text| text.split_once(':'));
+    state.is_some_and(|(_, state)| state == record::COMING)
 }
 
 /// Whether a machine has power, as the server says.
@@ -115,13 +138,8 @@ impl Core {
                 PowerState::Off { cause }
             }
         };
-        let began = match record.spec.start {
-            _ if record.started == UNIX_EPOCH => None,
-            Start::Boot => Some(Started::Booted),
-            Start::Fork => Some(Started::BootedInstead {
-                why: "the vSphere driver does not fork".into(),
-            }),
-        };
+        // Powered on by somebody else it booted.
+        let began = (record.started != UNIX_EPOCH).then(|| record.began.unwrap_or(Started::Booted));
         Some(Seen::Whole(Box::new(View {
             id: *id,
             spec: record.spec,
@@ -152,7 +170,7 @@ impl Core {
     }
 
     /// The identities of this VCH's machines, but for those that are being destroyed.
-    pub fn identities(&self) -> Vec<MachineId> {
+    pub fn identities(&self) -> BTreeSet<MachineId> {
         self.collector.look(|objects| {
             objects
                 .of_kind("VirtualMachine")

@@ -1,7 +1,7 @@
 //! What the server tells of machines, whoever did it, as events.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use hypervisor::{MachineId, Notice, StopCause};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -10,7 +10,7 @@ use super::view::{self, Seen};
 use super::{Core, record};
 use crate::property::{Change, Properties};
 use crate::session::chain;
-use crate::types::VirtualMachinePowerState as Power;
+use crate::types::{ManagedObject, VirtualMachinePowerState as Power};
 
 /// Tells of changes until the driver is gone.
 pub(super) async fn work(core: Weak<Core>, mut changes: UnboundedReceiver<Change>) {
@@ -18,6 +18,18 @@ pub(super) async fn work(core: Weak<Core>, mut changes: UnboundedReceiver<Change
         let Some(core) = core.upgrade() else { return };
         core.tell(&change);
     }
+}
+
+/// What an object is to the machine that it says it is.
+enum Seat {
+    /// The machine, of which nobody has heard.
+    New,
+    /// The machine, in the place of another object.
+    Other,
+    /// The machine, as before.
+    Same,
+    /// What it was before it was forked.
+    Former,
 }
 
 impl Core {
@@ -30,19 +42,80 @@ impl Core {
         };
         let (before, after) = (ours(&change.before), ours(&change.after));
         match (before, after, &change.before, &change.after) {
-            (None, Some(id), _, Some(now)) => {
-                self.serial.admit(id);
-                self.events.send(id, Notice::Created);
-                if view::power(now) == Power::PoweredOn {
-                    self.events.send(id, Notice::PoweredOn);
+            (_, Some(id), was, Some(now)) => match self.seat(id, &change.object) {
+                Seat::New => {
+                    self.serial.admit(id);
+                    self.events.send(id, Notice::Created);
+                    if view::power(now) == Power::PoweredOn {
+                        self.events.send(id, Notice::PoweredOn);
+                    }
                 }
-            }
-            (Some(id), None, ..) => {
+                Seat::Other => self.tell_of_fork(id, now),
+                Seat::Same => {
+                    if let Some(was) = was {
+                        self.tell_of(id, was, now);
+                    }
+                }
+                Seat::Former => {}
+            },
+            (Some(id), None, ..) if self.unseat(id, &change.object) => {
                 self.forget(&id);
                 self.events.send(id, Notice::Destroyed);
             }
-            (Some(id), Some(_), Some(was), Some(now)) => self.tell_of(id, was, now),
             _ => {}
+        }
+    }
+
+    /// A fork is the machine from now on. It may have been told of already.
+    pub(super) fn take_place(self: &Arc<Self>, id: MachineId, object: &ManagedObject) {
+        let known = self.collector.look(|objects| objects.get(object).cloned());
+        if let (Seat::Other, Some(now)) = (self.seat(id, object), known) {
+            self.tell_of_fork(id, &now);
+        }
+    }
+
+    fn tell_of_fork(self: &Arc<Self>, id: MachineId, now: &Properties) {
+        if view::power(now) == Power::PoweredOn {
+            self.cell(&id).console.begin(self.serial.clone(), id);
+            self.events.send(id, Notice::PoweredOn);
+        }
+    }
+
+    /// Whether the object is the machine, of those that say so.
+    fn seat(&self, id: MachineId, object: &ManagedObject) -> Seat {
+        let current = self.collector.look(|objects| view::find(objects, &id));
+        let is_current = current.is_none_or(|(current, _)| current == *object);
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        match seats.get(&id) {
+            Some(seated) if seated == object => Seat::Same,
+            _ if !is_current => Seat::Former,
+            Some(_) => {
+                seats.insert(id, object.clone());
+                Seat::Other
+            }
+            None => {
+                seats.insert(id, object.clone());
+                Seat::New
+            }
+        }
+    }
+
+    /// The object is gone; whether the machine is.
+    fn unseat(&self, id: MachineId, object: &ManagedObject) -> bool {
+        let other = self.collector.look(|objects| view::find(objects, &id));
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        if seats.get(&id) != Some(object) {
+            return false;
+        }
+        match other {
+            Some((other, _)) if other != *object => {
+                seats.insert(id, other);
+                false
+            }
+            _ => {
+                seats.remove(&id);
+                true
+            }
         }
     }
 

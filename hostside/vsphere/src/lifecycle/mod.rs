@@ -469,6 +469,12 @@ async fn remove_machines(options: Options) -> Result<(), Error> {
             destroyed => destroyed.map_err(Error::Driver)?,
         }
     }
+    for template in driver.templates().await.map_err(Error::Driver)? {
+        match driver.remove_template(&template.id).await {
+            Err(error) if matches!(error.cause(), Cause::NotFound { .. }) => {}
+            removed => removed.map_err(Error::Driver)?,
+        }
+    }
     Ok(())
 }
 

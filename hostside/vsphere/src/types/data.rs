@@ -312,6 +312,19 @@ data_objects! {
         bootOptions: Option<VirtualMachineBootOptions>,
         firmware: Option<String>,
     }
+    /// Where a copy of a running machine is made, and what of its devices differs.
+    struct VirtualMachineRelocateSpec {
+        folder: Option<ManagedObject>,
+        pool: Option<ManagedObject>,
+        deviceChange: Vec<DeviceChange>,
+    }
+    /// A copy of a running machine.
+    struct VirtualMachineInstantCloneSpec {
+        name: String,
+        location: VirtualMachineRelocateSpec,
+        config: Vec<ConfigOption>,
+        biosUuid: Option<String>,
+    }
     /// A machine that is imported.
     struct VirtualMachineImportSpec {
         configSpec: VirtualMachineConfigSpec,

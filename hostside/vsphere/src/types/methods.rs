@@ -46,8 +46,13 @@ methods! {
         : Never, [
             "VirtualMachine.Config.CPUCount", "VirtualMachine.Config.Memory", "VirtualMachine.Config.AddExistingDisk",
             "VirtualMachine.Config.AddNewDisk", "VirtualMachine.Config.RemoveDisk", "VirtualMachine.Config.AdvancedConfig",
-            "VirtualMachine.Config.EditDevice"
-        ], "changes CPUs, memory, disks and metadata";
+            "VirtualMachine.Config.EditDevice", "Network.Assign"
+        ], "changes CPUs, memory, disks and metadata; gives a fork its own devices";
+    VirtualMachine.InstantClone_Task(spec: VirtualMachineInstantCloneSpec) -> ManagedObject
+        : Never, [
+            "VirtualMachine.Provisioning.Clone", "VirtualMachine.Inventory.CreateFromExisting", "VirtualMachine.Interact.PowerOn",
+            "Resource.AssignVMToPool", "Datastore.AllocateSpace", "Network.Assign"
+        ], "forks a containerVM from a template";
     VirtualMachine.PowerOnVM_Task(host: Option<ManagedObject>) -> ManagedObject
         : Never, ["VirtualMachine.Interact.PowerOn"], "powers a containerVM on, or resumes it";
     VirtualMachine.PowerOffVM_Task() -> ManagedObject

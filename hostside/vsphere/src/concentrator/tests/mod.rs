@@ -158,6 +158,22 @@ async fn a_host_without_binary_is_spoken_to_as_an_nvt() {
 }
 
 #[tokio::test]
+async fn a_fork_is_known_by_its_uri_whatever_it_says_besides() {
+    let concentrator = listen().await;
+    let address = concentrator.local_addr();
+    let source = Dialer::port(address, Machine::of(1), "channel").await;
+    let mut of_source = soon(concentrator.connect([1; 16])).await.unwrap();
+    // It says its source's UUID still.
+    let uri = "channel/02020202-0202-0202-0202-020202020202";
+    let fork = Dialer::port(address, Machine::of(1), uri).await;
+    let mut of_fork = soon(concentrator.connect([2; 16])).await.unwrap();
+    fork.send(b"fork").await;
+    source.send(b"source").await;
+    assert_eq!(read_exactly(&mut of_fork, 4).await, b"fork");
+    assert_eq!(read_exactly(&mut of_source, 6).await, b"source");
+}
+
+#[tokio::test]
 async fn ports_of_one_machine_differ_by_their_service() {
     let concentrator = listen().await;
     let address = concentrator.local_addr();
