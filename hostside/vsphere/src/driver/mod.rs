@@ -29,6 +29,7 @@ pub mod disks;
 mod lease;
 pub(crate) mod place;
 mod power;
+mod publish;
 mod record;
 mod repair;
 mod statistics;
@@ -123,11 +124,18 @@ pub(crate) struct Cell {
     pub ended: Mutex<Option<Ended>>,
     pub totals: Mutex<statistics::Totals>,
     pub console: console::Console,
+    pub published: publish::Published,
 }
 
 impl Cell {
     pub fn ended(&self) -> MutexGuard<'_, Option<Ended>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine is off: nobody listens for it, nobody reads its console.
+    pub fn end_run(&self) {
+        self.console.end();
+        self.published.end();
     }
 }
 
@@ -143,6 +151,8 @@ pub(crate) struct Core {
     pub disks: disks::Disks,
     pub networks: place::Networks,
     pub counters: tokio::sync::OnceCell<statistics::Counters>,
+    /// A local directory for what machines say on their consoles.
+    consoles: PathBuf,
     cells: Mutex<BTreeMap<MachineId, Arc<Cell>>>,
 }
 
@@ -243,6 +253,9 @@ impl Vsphere {
             folder: place.folder.clone(),
         };
         let disks = disks::Disks::open(directory, options.state.join("disks"), lease)?;
+        let consoles = options.state.join("consoles");
+        std::fs::create_dir_all(&consoles)
+            .map_err(disks::file("cannot make directory", &consoles))?;
         disks
             .make_directories()
             .await
@@ -273,6 +286,7 @@ impl Vsphere {
             events: EventSender::default(),
             disks,
             counters: tokio::sync::OnceCell::new(),
+            consoles,
             cells: Mutex::default(),
         });
         core.adopt();
@@ -318,7 +332,10 @@ impl Core {
     pub fn forget(&self, id: &MachineId) {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cell) = cells.remove(id) {
-            cell.console.end();
+            cell.end_run();
+        }
+        if let Err(error) = console::remove(&self.console_file(id)) {
+            tracing::warn!(machine = %id, %error, "what it said on its console stays");
         }
         self.serial.forget(*id);
     }
@@ -401,9 +418,8 @@ impl Core {
         for view in self.views() {
             self.serial.admit(view.id);
             if !view.power.is_off() {
-                self.cell(&view.id)
-                    .console
-                    .begin(self.serial.clone(), view.id);
+                self.read_console(&view.id, console::Run::Found);
+                self.publish_found(view.id, view.spec);
             }
         }
     }
@@ -556,14 +572,19 @@ impl Hypervisor for Vsphere {
     async fn console(&self, id: &MachineId) -> Result<Vec<u8>> {
         let known = self.core.find(id);
         known
-            .map(|_| self.core.cell(id).console.last())
+            .map(|_| self.core.cell(id).console.last(&self.core.console_file(id)))
             .map_err(|source| Error::Console { id: *id, source })
     }
 
     async fn follow_console(&self, id: &MachineId) -> Result<mpsc::Receiver<Vec<u8>>> {
         let known = self.core.find(id);
         known
-            .map(|_| self.core.cell(id).console.follow())
+            .map(|_| {
+                self.core
+                    .cell(id)
+                    .console
+                    .follow(&self.core.console_file(id))
+            })
             .map_err(|source| Error::Console { id: *id, source })
     }
 

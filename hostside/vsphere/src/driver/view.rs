@@ -19,6 +19,7 @@ const PATHS: &[&str] = &[
     "config.instanceUuid",
     "config.extraConfig",
     "config.hardware",
+    "guest.net",
     "runtime.powerState",
     "runtime.host",
     "runtime.connectionState",
