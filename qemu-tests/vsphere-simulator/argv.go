@@ -193,7 +193,15 @@ func (d diskDevice) device() dict {
 
 func (c cardDevice) name() string { return fmt.Sprintf("nic-%d", c.key) }
 
-func (c cardDevice) network() dict { return dict{"type": "user", "id": fmt.Sprintf("net-%d", c.key)} }
+func (c cardDevice) network() dict {
+	if host.lan == nil {
+		return dict{"type": "user", "id": fmt.Sprintf("net-%d", c.key)}
+	}
+	return dict{
+		"type": "stream", "id": fmt.Sprintf("net-%d", c.key), "server": false,
+		"addr": dict{"type": "unix", "path": host.lan.socket},
+	}
+}
 
 func (c cardDevice) device(slots map[int]int) dict {
 	device := dict{

@@ -23,6 +23,8 @@ var host struct {
 	datastore string
 	// A directory for what is of no use once they ended.
 	scratch string
+	// The network of its guests; without, each has QEMU's user-mode network.
+	lan     *lan
 	qemu    string
 	qemuImg string
 	guests  sync.Map

@@ -3,7 +3,7 @@
 //
 //	vsphere-simulator --kind vpx|esx --listen 127.0.0.1:0 --user NAME --password-file FILE \
 //	    --datastore DIR [--latency 5ms] [--api-version 7.0.3.0] \
-//	    [--guests [--qemu PROGRAM] [--qemu-img PROGRAM]] [--trace]
+//	    [--guests [--lan] [--qemu PROGRAM] [--qemu-img PROGRAM]] [--trace]
 //
 // When it serves it prints one line of JSON on standard output:
 //
@@ -34,6 +34,8 @@
 // its serial ports dialled to their URIs with VMware's telnet option 232. guestinfo.* reaches the guest by
 // fw_cfg, as the QEMU driver's settings do, once, when it starts; nothing comes back that way. When QEMU
 // ends, the machine is off. Suspended, it stands still in memory. Guests are emulated, not virtualised.
+// With --lan, which takes the right to make network interfaces, all port groups are one network instead, with
+// DHCP, on which this machine is too: see [lan].
 //
 // What it does not do: memory and processors of a running guest do not change, a snapshot holds disks
 // still but no memory and nothing is reverted to it, statistics are made up, a vNIC that was there at the start is not unplugged but disconnected.
@@ -73,6 +75,7 @@ type options struct {
 	latency      time.Duration
 	apiVersion   string
 	guests       bool
+	lan          bool
 	trace        bool
 	qemu         string
 	qemuImg      string
@@ -96,6 +99,7 @@ func parse(arguments []string) (options, error) {
 	flags.DurationVar(&o.latency, "latency", 0, "time each request takes longer")
 	flags.StringVar(&o.apiVersion, "api-version", "7.0.3.0", "newest version of the API that is offered")
 	flags.BoolVar(&o.guests, "guests", false, "run a QEMU for each virtual machine that is powered on")
+	flags.BoolVar(&o.lan, "lan", false, "with guests: one network of all of them, which this machine is on")
 	flags.BoolVar(&o.trace, "trace", false, "log every call and the beginning of its answer")
 	flags.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "QEMU's program")
 	flags.StringVar(&o.qemuImg, "qemu-img", "qemu-img", "the program that makes disks")
@@ -141,6 +145,11 @@ func run(o options) error {
 			return err
 		}
 		defer endGuests()
+		if o.lan {
+			if host.lan, err = newLan(host.scratch); err != nil {
+				return fmt.Errorf("--lan: %w", err)
+			}
+		}
 	}
 	service, err := createInventory(o)
 	if err != nil {

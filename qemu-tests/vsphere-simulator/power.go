@@ -87,7 +87,8 @@ func (m *machine) toolsRun() {
 			{Name: "guestHeartbeatStatus", Val: types.ManagedEntityStatusGreen},
 			{Name: "summary.guest.toolsRunningStatus", Val: string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)},
 		}
-		if len(m.vm.Guest.Net) > 0 {
+		// On a network of all guests it is the one that they are given there.
+		if len(m.vm.Guest.Net) > 0 && host.lan == nil {
 			net := append([]types.GuestNicInfo(nil), m.vm.Guest.Net...)
 			net[0].IpAddress = []string{guestAddress}
 			changes = append(changes,

@@ -81,7 +81,13 @@ def check_machine(simulator, instance, center, kind, t):
     machine = task.info.result
     t.equal(machine.name, "a", f"{kind}: its name")
     t.equal(os.path.exists(os.path.join(simulator.datastore, "a/a.vmx")), True, f"{kind}: its file on the datastore")
+    search = instance.content.searchIndex
+    for instance_uuid, uuid in ((False, machine.config.uuid), (True, machine.config.instanceUuid)):
+        found = search.FindByUuid(None, uuid, True, instance_uuid)
+        t.equal((type(found), found), (type(machine), machine), f"{kind}: by its UUID, instance {instance_uuid}")
+    t.equal(search.FindByUuid(None, "00000000-0000-0000-0000-000000000000", True, False), None, f"{kind}: by nobody's UUID")
     WaitForTask(machine.PowerOn())
+    t.equal(search.FindByUuid(None, machine.config.uuid, True, False), machine, f"{kind}: by its UUID when it is on")
     t.equal(machine.runtime.powerState, "poweredOn", f"{kind}: powered on")
     t.raises(vim.fault.InvalidPowerState, f"{kind}: powered on again", lambda: WaitForTask(machine.PowerOn()))
     WaitForTask(machine.PowerOff())

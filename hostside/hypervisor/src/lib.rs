@@ -49,7 +49,7 @@ pub use fork::{Bystander, Fork, ForkParent, Forked, HOLD, Template, TemplateId};
 pub use machine::{
     Machine, MachineId, Metadata, MetadataChange, NotAMachineId, PowerState, Started, StopCause,
 };
-pub use nic::{Attachment, MacAddress, NicSpec, Protocol, PublishedPort, UserNetwork};
+pub use nic::{Attachment, MacAddress, NicSpec, PortGroup, Protocol, PublishedPort, UserNetwork};
 pub use spec::{
     Boot, ChannelKey, ChannelKind, Cpus, DebuggerStart, Firmware, GuestDebugger, Hardware,
     InvalidSpec, MachineSpec, Memory, Start,

@@ -41,8 +41,66 @@ pub enum Attachment {
         /// Ports of the host that lead to the guest.
         published: Vec<PublishedPort>,
     },
-    /// A port group by name.
-    PortGroup(String),
+    /// A port group, where it has an address of its own.
+    PortGroup(PortGroup),
+}
+
+impl Attachment {
+    /// The ports that lead to the vNIC.
+    pub fn published(&self) -> &[PublishedPort] {
+        match self {
+            Self::UserMode { published } => published,
+            Self::PortGroup(group) => &group.published,
+        }
+    }
+}
+
+/// A port group that a vNIC is attached to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "WrittenPortGroup")]
+pub struct PortGroup {
+    /// Its name.
+    pub name: String,
+    /// Ports of the machine that runs the driver that lead to the vNIC's address there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedPort>,
+}
+
+/// A port group as it is written down: where nothing was published there was a time when only its name was.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WrittenPortGroup {
+    Name(String),
+    Whole {
+        name: String,
+        #[serde(default)]
+        published: Vec<PublishedPort>,
+    },
+}
+
+impl From<WrittenPortGroup> for PortGroup {
+    fn from(written: WrittenPortGroup) -> Self {
+        match written {
+            WrittenPortGroup::Name(name) => name.into(),
+            WrittenPortGroup::Whole { name, published } => Self { name, published },
+        }
+    }
+}
+
+impl From<String> for PortGroup {
+    /// The port group of this name, with nothing published.
+    fn from(name: String) -> Self {
+        Self {
+            name,
+            published: Vec::new(),
+        }
+    }
+}
+
+impl From<&str> for PortGroup {
+    fn from(name: &str) -> Self {
+        name.to_owned().into()
+    }
 }
 
 /// The fixed addresses of a user-mode network.
@@ -160,6 +218,27 @@ impl From<MacAddress> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_group_that_was_written_down_as_its_name_is_read() {
+        let read = |text: &str| serde_json::from_str::<Attachment>(text).unwrap();
+        let plain = Attachment::PortGroup("VM Network".into());
+        assert_eq!(read(r#"{"port-group":"VM Network"}"#), plain);
+        let published = Attachment::PortGroup(PortGroup {
+            name: "VM Network".into(),
+            published: vec![PublishedPort {
+                protocol: Protocol::Tcp,
+                host: "127.0.0.1:80".parse().unwrap(),
+                guest_port: 8080,
+            }],
+        });
+        for attachment in [plain, published] {
+            assert_eq!(
+                read(&serde_json::to_string(&attachment).unwrap()),
+                attachment
+            );
+        }
+    }
 
     #[test]
     fn a_mac_address_is_for_one_station() {

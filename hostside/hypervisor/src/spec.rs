@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskSerial, DiskSource, DiskSpec};
 use crate::machine::{MachineId, random_bytes};
-use crate::nic::{Attachment, MacAddress, NicSpec, Protocol, PublishedPort};
+use crate::nic::{MacAddress, NicSpec, Protocol, PublishedPort};
 
 /// An enum whose variants have one word each for users and files.
 macro_rules! words {
@@ -157,19 +157,17 @@ impl MachineSpec {
             if self.nics[..i].iter().any(|other| other.mac == nic.mac) {
                 return Err(InvalidSpec::TwoNics(nic.mac));
             }
-            if let Attachment::UserMode { published } = &nic.attachment {
-                for port in published {
-                    if port.host.port() == 0 || port.guest_port == 0 {
-                        return Err(InvalidSpec::PortZero);
-                    }
-                    if ports
-                        .iter()
-                        .any(|p| p.host == port.host && p.protocol == port.protocol)
-                    {
-                        return Err(InvalidSpec::PublishedTwice(port.host, port.protocol));
-                    }
-                    ports.push(port);
+            for port in nic.attachment.published() {
+                if port.host.port() == 0 || port.guest_port == 0 {
+                    return Err(InvalidSpec::PortZero);
                 }
+                if ports
+                    .iter()
+                    .any(|p| p.host == port.host && p.protocol == port.protocol)
+                {
+                    return Err(InvalidSpec::PublishedTwice(port.host, port.protocol));
+                }
+                ports.push(port);
             }
         }
         Ok(())
@@ -424,6 +422,7 @@ impl fmt::Debug for ChannelKey {
 mod tests {
     use super::*;
     use crate::disk::{DiskAccess, DiskFormat};
+    use crate::nic::Attachment;
 
     fn spec() -> MachineSpec {
         MachineSpec {

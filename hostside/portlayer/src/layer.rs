@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::event::{Action, Journal, Subject};
 use crate::execs;
 use crate::identity::{ContainerId, ContainerName};
-use crate::machine::{self, DefaultNetwork, Mold};
+use crate::machine::{self, Mold};
 use crate::names::random_name;
 use crate::port_layer::Config;
 use crate::record::{self, Kept, Made, Purpose};
@@ -382,14 +382,6 @@ impl Layer {
         size: (hypervisor::Memory, hypervisor::Cpus),
     ) -> Result<(Made, Kept), Error> {
         let published = match &spec.network.attachment {
-            NetworkAttachment::Default { published, .. }
-                if !published.is_empty() && self.mold.network != DefaultNetwork::UserMode =>
-            {
-                return Err(Error::Unsupported(
-                    "publishing ports (-p), where containers have addresses of their own on a port group,"
-                        .to_owned(),
-                ));
-            }
             NetworkAttachment::Default { published, .. } => {
                 machine::publish(published, &self.published())?
             }

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hypervisor::{
     Attachment, Boot, ChannelKind, Cpus, DiskAccess, DiskFormat, DiskSerial, DiskSource, DiskSpec,
-    Hardware, InvalidSpec, MacAddress, MachineId, MachineSpec, Memory, NicSpec, Protocol,
-    PublishedPort, Start, UserNetwork,
+    Hardware, InvalidSpec, MacAddress, MachineId, MachineSpec, Memory, NicSpec, PortGroup,
+    Protocol, PublishedPort, Start, UserNetwork,
 };
 use tether_wire::message::{
     self as wire, Address, DiskId, Dns, HostsEntry, Identity, Interface, InterfaceAddressing,
@@ -30,7 +30,7 @@ const SETUP_DEADLINE_MS: u32 = 30_000;
 /// What containers are attached to that ask for no other network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum DefaultNetwork {
-    /// A network of each one's own, with published ports.
+    /// A network of each one's own.
     #[default]
     UserMode,
     /// A port group of the hypervisor's, where they ask for an address (DHCP).
@@ -67,7 +67,10 @@ impl Mold {
                     DefaultNetwork::UserMode => Attachment::UserMode {
                         published: made.published.clone(),
                     },
-                    DefaultNetwork::PortGroup(name) => Attachment::PortGroup(name.clone()),
+                    DefaultNetwork::PortGroup(name) => Attachment::PortGroup(PortGroup {
+                        name: name.clone(),
+                        published: made.published.clone(),
+                    }),
                 },
             }],
         };

@@ -95,11 +95,7 @@ fn row(shown: &Shown) -> [String; 7] {
         .spec
         .nics
         .iter()
-        .filter_map(|nic| match &nic.attachment {
-            hypervisor::Attachment::UserMode { published } => Some(published),
-            hypervisor::Attachment::PortGroup(_) => None,
-        })
-        .flatten()
+        .flat_map(|nic| nic.attachment.published())
         .map(|port| format!("{}->{}/{}", port.host, port.guest_port, port.protocol))
         .collect();
     [

@@ -261,6 +261,13 @@ async fn a_vch_is_made_changed_and_removed_and_nothing_else_is() {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(rest, ["own.txt"]);
+        // Without a user's file in it, the directory goes too.
+        std::fs::remove_file(simulator.datastore().join("vch-a/own.txt")).unwrap();
+        lifecycle::delete(options(&simulator, &vch), &vch)
+            .await
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let rest = std::fs::read_dir(simulator.datastore()).unwrap().count();
+        assert_eq!(rest, 0, "the datastore is as it was before");
         assert!(matches!(
             lifecycle::inspect(&client, &spec).await,
             Err(Error::NotFound { .. })

@@ -1,7 +1,7 @@
 //! A `vch serve` of a test's own.
 
 use super::request::{self, Answer};
-use super::simulator::Simulator;
+use super::simulator::{Kind, Simulator};
 use crate::environment::program;
 use crate::harness::{Context, skip};
 use crate::terminal::Terminal;
@@ -22,14 +22,17 @@ pub enum Driver {
     Qemu,
     /// Real guests behind a simulated vCenter's machines.
     Vsphere,
+    /// The same on a simulated ESXi host without a vCenter.
+    Esxi,
 }
 
+/// The word for it that `vch serve --driver` takes.
 impl fmt::Display for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fake => "fake",
             Self::Qemu => "qemu",
-            Self::Vsphere => "vsphere",
+            Self::Vsphere | Self::Esxi => "vsphere",
         })
     }
 }
@@ -67,10 +70,11 @@ impl<'a> Docker<'a> {
         }
         let simulator = match test.driver() {
             Driver::Fake | Driver::Qemu => None,
-            Driver::Vsphere => Some(Simulator::start(test)?),
+            Driver::Vsphere => Some(Simulator::start(test, Kind::VCenter)?),
+            Driver::Esxi => Some(Simulator::start(test, Kind::Esxi)?),
         };
         if let Some(simulator) = &simulator {
-            simulator.make_vch(test)?;
+            simulator.make_vch(test, "default")?;
         }
         let docker = Self {
             test,
@@ -150,6 +154,54 @@ impl<'a> Docker<'a> {
         Ok(serve.error_so_far())
     }
 
+    /// The same, where a test connects to published ports.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve); a skip where this machine is not on the guests' network.
+    pub fn serve_published(test: &'a Context) -> Result<Self> {
+        let docker = Self::serve(test)?;
+        let reached = docker.simulator.as_ref().map(Simulator::reaches_guests);
+        if reached == Some(false) {
+            docker.end()?;
+            return skip(
+                "the simulator's port groups are a network of this machine only where root has /dev/net/tun",
+            );
+        }
+        Ok(docker)
+    }
+
+    /// Makes another VCH beside this one, where that is something that has to be made.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn make_vch(&self, name: &str) -> Result<()> {
+        let simulator = self.simulator.as_ref();
+        simulator.map_or(Ok(()), |simulator| simulator.make_vch(self.test, name))
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn delete_vch(&self, name: &str) -> Result<()> {
+        let simulator = self.simulator.as_ref();
+        simulator.map_or(Ok(()), |simulator| simulator.delete_vch(self.test, name))
+    }
+
+    /// `vch serve` of another VCH, to be told where it listens.
+    pub fn serve_other(&self, name: &str, host: &str) -> Vch {
+        let driver = self.test.driver().to_string();
+        let mut words = vec!["serve", "--name", name, "--host", host, "--driver", &driver];
+        match &self.simulator {
+            None => self.test.vch(words),
+            Some(simulator) => {
+                // A concentrator of its own, too.
+                words.extend(["--concentrator", "127.0.0.1:0"]);
+                simulator.tell(self.test.vch(words))
+            }
+        }
+    }
+
     /// The URL of the server that the VCH is on, and who logs in; `None` where there is no such thing.
     pub fn server_and_user(&self) -> Option<[&str; 2]> {
         self.simulator.as_ref().map(Simulator::server_and_user)
@@ -202,7 +254,10 @@ impl<'a> Docker<'a> {
         self.stop_serving()?;
         match &self.simulator {
             None => Ok(()),
-            Some(simulator) => simulator.delete_vch(self.test),
+            Some(simulator) => {
+                simulator.delete_vch(self.test, "default")?;
+                simulator.must_be_empty(self.test)
+            }
         }
     }
 

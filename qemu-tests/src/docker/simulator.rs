@@ -1,4 +1,4 @@
-//! A simulated vCenter of a test's own, with real guests behind its machines.
+//! A simulated vCenter or ESXi host of a test's own, with real guests behind its machines.
 
 use crate::harness::{Context, skip};
 use crate::vch::Vch;
@@ -10,14 +10,24 @@ use std::process::{Child, Command, Stdio};
 const USER: &str = "administrator@vsphere.local";
 const PASSWORD: &str = "simulated";
 
+/// What is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    VCenter,
+    Esxi,
+}
+
 /// The simulator. Dropped, it ends with its guests.
 #[derive(Debug)]
 pub(super) struct Simulator {
     child: Child,
+    kind: Kind,
     url: String,
     thumbprint: String,
     /// Where hosts dial; the same for every controller, as the machines remember it.
     concentrator: String,
+    /// Whether this machine is on the network of its guests.
+    lan: bool,
 }
 
 impl Simulator {
@@ -25,19 +35,25 @@ impl Simulator {
     ///
     /// # Errors
     /// A skip when there is none.
-    pub fn start(test: &Context) -> Result<Self> {
+    pub fn start(test: &Context, kind: Kind) -> Result<Self> {
         let Some(program) = std::env::var_os("VSPHERE_SIMULATOR") else {
             return skip("VSPHERE_SIMULATOR does not name what scripts/vsphere-simulator prints");
         };
         let password = test.file("password");
         std::fs::write(&password, PASSWORD)?;
         let log = std::fs::File::create(test.file("simulator.log"))?;
+        // Whoever may open this and is root may make interfaces.
+        let mut tun = std::fs::File::options();
+        let tun = tun.read(true).write(true).open("/dev/net/tun");
+        let lan = tun.is_ok() && rustix::process::geteuid().is_root();
         let mut child = Command::new(program)
-            .args(["--kind", "vpx", "--listen", "127.0.0.1:0", "--guests"])
+            .args(["--kind", if kind == Kind::VCenter { "vpx" } else { "esx" }])
+            .args(["--listen", "127.0.0.1:0", "--guests"])
             .args(["--user", USER, "--password-file"])
             .arg(&password)
             .arg("--datastore")
             .arg(test.file("datastore"))
+            .args(lan.then_some("--lan"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -52,21 +68,35 @@ impl Simulator {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         Ok(Self {
             child,
+            kind,
             url: word("url"),
             thumbprint: word("thumbprint_sha256"),
             concentrator: format!("127.0.0.1:{port}"),
+            lan,
         })
+    }
+
+    /// Whether this machine is on the network of its guests.
+    pub fn reaches_guests(&self) -> bool {
+        self.lan
     }
 
     /// The command with what it has to know of the server.
     pub fn tell(&self, vch: Vch) -> Vch {
-        vch.variable("VSPHERE_SERVER", &self.url)
+        let vch = vch
+            .variable("VSPHERE_SERVER", &self.url)
             .variable("VSPHERE_THUMBPRINT", &self.thumbprint)
             .variable("VSPHERE_USER", USER)
             .variable("VSPHERE_PASSWORD", PASSWORD)
-            .variable("VSPHERE_DATACENTER", "/DC0")
-            .variable("VSPHERE_DATASTORE", "LocalDS_0")
-            .variable("VSPHERE_RESOURCE_POOL", "/DC0/host/DC0_C0/Resources")
+            .variable("VSPHERE_DATASTORE", "LocalDS_0");
+        // A host has one datacenter, which need not be named.
+        let pool = "VSPHERE_RESOURCE_POOL";
+        match self.kind {
+            Kind::VCenter => vch
+                .variable("VSPHERE_DATACENTER", "/DC0")
+                .variable(pool, "/DC0/host/DC0_C0/Resources"),
+            Kind::Esxi => vch.variable(pool, "/ha-datacenter/host/localhost.localdomain/Resources"),
+        }
     }
 
     /// Where it is and who logs in; the password is in the test's file `password`.
@@ -79,15 +109,15 @@ impl Simulator {
         ["--concentrator", &self.concentrator]
     }
 
-    /// Makes the VCH that is served unless another is named.
+    /// Makes a VCH.
     ///
     /// # Errors
     /// It cannot be run.
-    pub fn make_vch(&self, test: &Context) -> Result<()> {
+    pub fn make_vch(&self, test: &Context, name: &str) -> Result<()> {
         let words = [
             "host",
             "create",
-            "default",
+            name,
             "--network",
             "VM Network",
             "--memory-limit",
@@ -106,19 +136,27 @@ impl Simulator {
         Ok(())
     }
 
-    /// Removes it, and looks whether anything of it is left.
+    /// Removes it.
     ///
     /// # Errors
     /// It cannot be run.
-    pub fn delete_vch(&self, test: &Context) -> Result<()> {
-        self.tell(test.vch(["host", "delete", "default"]))
+    pub fn delete_vch(&self, test: &Context, name: &str) -> Result<()> {
+        self.tell(test.vch(["host", "delete", name]))
             .done()?
             .status(0);
+        Ok(())
+    }
+
+    /// Looks whether anything of any VCH is left.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn must_be_empty(&self, test: &Context) -> Result<()> {
         let left = self.tell(test.vch(["host", "ls"])).done()?;
         left.status(0).stdout("");
-        let mut files = Vec::new();
-        files_below(&test.file("datastore"), &mut files)?;
-        assert!(files.is_empty(), "left on the datastore: {files:?}");
+        let found = std::fs::read_dir(test.file("datastore"))?;
+        let left: Vec<_> = found.flatten().map(|entry| entry.path()).collect();
+        assert!(left.is_empty(), "left on the datastore: {left:?}");
         Ok(())
     }
 }
@@ -128,15 +166,4 @@ impl Drop for Simulator {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
-}
-
-fn files_below(directory: &std::path::Path, files: &mut Vec<std::path::PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        match path.is_dir() {
-            true => files_below(&path, files)?,
-            false => files.push(path),
-        }
-    }
-    Ok(())
 }

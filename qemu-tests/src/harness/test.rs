@@ -75,11 +75,17 @@ impl Test {
         self
     }
 
+    /// With real guests on a simulated ESXi host without a vCenter.
+    pub const fn on_esxi(mut self) -> Self {
+        self.driver = Driver::Esxi;
+        self
+    }
+
     /// What it is chosen by: its group, or what its machines are behind.
     pub fn family(&self) -> &'static str {
         match self.driver {
             Driver::Fake | Driver::Qemu => self.group,
-            Driver::Vsphere => "vsphere",
+            Driver::Vsphere | Driver::Esxi => "vsphere",
         }
     }
 
@@ -89,6 +95,7 @@ impl Test {
             Driver::Fake => " (fake)",
             Driver::Qemu => "",
             Driver::Vsphere => " (vsphere)",
+            Driver::Esxi => " (ESXi)",
         };
         format!("{}: {}{driver}", self.group, self.name)
     }

@@ -1,11 +1,12 @@
 //! Making and destroying machines.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use hypervisor::{
-    Attachment, Boot, Cause, ChannelKey, ChannelKind, Hardware, MachineId, MachineSpec, Metadata,
-    PowerOff,
+    Attachment, Boot, Cause, ChannelKey, ChannelKind, DiskSource, Hardware, MachineId, MachineSpec,
+    Metadata, PowerOff,
 };
 
 use super::record::{self, Edit, Entries};
@@ -146,9 +147,7 @@ impl Core {
         self.collector
             .wait(there)
             .await
-            .map_err(|error| cause("the new machine is not heard of", error))?;
-        self.sweep_soon();
-        Ok(())
+            .map_err(|error| cause("the new machine is not heard of", error))
     }
 
     /// What a machine's vNICs are attached to, in their order.
@@ -156,7 +155,7 @@ impl Core {
         let mut nics = Vec::new();
         for nic in &spec.nics {
             let network = match &nic.attachment {
-                Attachment::PortGroup(name) => name,
+                Attachment::PortGroup(group) => &group.name,
                 Attachment::UserMode { .. } => self.user_network.as_ref().ok_or_else(|| {
                     unsupported(
                         "give a vNIC user-mode networking",
@@ -244,13 +243,28 @@ impl Core {
     pub async fn destroy(self: Arc<Self>, id: &MachineId) -> Result<(), Cause> {
         let cell = self.cell(id);
         let one = cell.operation.lock().await;
+        let disks = self.local_disks(id);
         let gone = self.destroy_locked(id).await;
         drop(one);
         if matches!(gone, Ok(()) | Err(Cause::NotFound { .. })) {
             self.forget(id);
         }
-        self.sweep_soon();
+        self.sweep_without(disks);
         gone
+    }
+
+    /// The local disks that a machine has its own by.
+    fn local_disks(&self, id: &MachineId) -> Vec<PathBuf> {
+        let record = self
+            .find(id)
+            .ok()
+            .and_then(|(_, properties)| self.record(&properties));
+        let disks = record.map(|record| record.spec.disks).unwrap_or_default();
+        let local = disks.into_iter().filter_map(|disk| match disk.source {
+            DiskSource::File(path) => Some(path),
+            DiskSource::Datastore { .. } => None,
+        });
+        local.collect()
     }
 
     /// The same, by whoever has the machine to himself.

@@ -17,8 +17,8 @@ use crate::session::{Client, Error};
 use crate::task;
 use crate::transport::{RequestBody, full, streamed};
 use crate::types::{
-    DeleteDatastoreFile_Task, DeleteVirtualDisk_Task, MakeDirectory, ManagedObject,
-    MoveDatastoreFile_Task,
+    DeleteDatastoreFile_Task, DeleteVirtualDisk_Task, HostDatastoreBrowserSearchSpec,
+    MakeDirectory, ManagedObject, MoveDatastoreFile_Task, SearchDatastore_Task,
 };
 
 /// How long an upload may take. 10 GiB at 3 MB/s.
@@ -263,6 +263,34 @@ impl Directory {
             datacenter: Some(self.datacenter.clone()),
         };
         gone(task::run(&self.client, collector, &remove, &mut task::quiet).await)
+    }
+
+    /// Removes the directory itself where nothing is in it any more; whether it did. That there is none is
+    /// success. `browser` is the datastore's.
+    ///
+    /// # Errors
+    ///
+    /// The server refuses.
+    pub async fn remove_if_empty(
+        &self,
+        collector: &Collector,
+        browser: ManagedObject,
+    ) -> Result<bool, Error> {
+        let search = SearchDatastore_Task {
+            _this: browser,
+            datastorePath: self.root.to_string(),
+            searchSpec: Some(HostDatastoreBrowserSearchSpec {
+                matchPattern: vec!["*".into()],
+            }),
+        };
+        let found = task::run(&self.client, collector, &search, &mut task::quiet).await;
+        match found {
+            Err(error) if error.is("FileNotFound") => return Ok(true),
+            Err(error) => return Err(error),
+            Ok(Some(found)) if found.children_named("file").next().is_none() => {}
+            Ok(_) => return Ok(false),
+        }
+        self.remove(collector, &self.root).await.map(|()| true)
     }
 
     /// Removes a disk, with all its files. That there is none is success.

@@ -28,6 +28,7 @@ use std::time::{Duration, SystemTime};
 use hypervisor::{Cause, Claim, Fork, MachineId, MachineSpec, Repair, Start, Started, TemplateId};
 use tokio::sync::OwnedMutexGuard;
 
+use super::console::Run;
 use super::devices::{self, Cable};
 use super::disks::Prepared;
 use super::record::{self, Edit, Entries, Record};
@@ -92,7 +93,6 @@ impl Core {
             nics: self.backings(&record.spec).await?,
             disks: self.disks_of(&record.spec, &before).await?,
         };
-        let cell = self.cell(id);
         let forked = match self.be_born(&birth, &template).await {
             Err(error) if !self.can_be_forked(&template.id) => {
                 tracing::warn!(template = %template.id, error = chain(&error), "a template is gone");
@@ -107,7 +107,7 @@ impl Core {
                 for (_, prepared) in &birth.disks {
                     self.disks.made(prepared);
                 }
-                cell.console.begin(self.serial.clone(), *id);
+                self.read_console(id, Run::New);
                 self.take_place(*id, &child);
                 Ok(true)
             }

@@ -30,6 +30,7 @@ mod fork;
 mod lease;
 pub(crate) mod place;
 mod power;
+mod publish;
 mod record;
 mod repair;
 mod statistics;
@@ -125,11 +126,18 @@ pub(crate) struct Cell {
     pub ended: Mutex<Option<Ended>>,
     pub totals: Mutex<statistics::Totals>,
     pub console: console::Console,
+    pub published: publish::Published,
 }
 
 impl Cell {
     pub fn ended(&self) -> MutexGuard<'_, Option<Ended>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine is off: nobody listens for it, nobody reads its console.
+    pub fn end_run(&self) {
+        self.console.end();
+        self.published.end();
     }
 }
 
@@ -146,6 +154,8 @@ pub(crate) struct Core {
     pub networks: place::Networks,
     pub counters: tokio::sync::OnceCell<statistics::Counters>,
     pub templates: template::Templates,
+    /// A local directory for what machines say on their consoles.
+    consoles: PathBuf,
     cells: Mutex<BTreeMap<MachineId, Arc<Cell>>>,
     /// The objects that are machines, as far as was told.
     seats: Mutex<BTreeMap<MachineId, ManagedObject>>,
@@ -248,6 +258,9 @@ impl Vsphere {
             folder: place.folder.clone(),
         };
         let disks = disks::Disks::open(directory, options.state.join("disks"), lease)?;
+        let consoles = options.state.join("consoles");
+        std::fs::create_dir_all(&consoles)
+            .map_err(disks::file("cannot make directory", &consoles))?;
         disks
             .make_directories()
             .await
@@ -279,6 +292,7 @@ impl Vsphere {
             disks,
             counters: tokio::sync::OnceCell::new(),
             templates: template::Templates::default(),
+            consoles,
             cells: Mutex::default(),
             seats: Mutex::default(),
         });
@@ -325,7 +339,10 @@ impl Core {
     pub fn forget(&self, id: &MachineId) {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cell) = cells.remove(id) {
-            cell.console.end();
+            cell.end_run();
+        }
+        if let Err(error) = console::remove(&self.console_file(id)) {
+            tracing::warn!(machine = %id, %error, "what it said on its console stays");
         }
         self.serial.forget(*id);
     }
@@ -408,9 +425,8 @@ impl Core {
         for view in self.views() {
             self.serial.admit(view.id);
             if !view.power.is_off() {
-                self.cell(&view.id)
-                    .console
-                    .begin(self.serial.clone(), view.id);
+                self.read_console(&view.id, console::Run::Found);
+                self.publish_found(view.id, view.spec);
             }
         }
         self.adopt_templates();
@@ -565,14 +581,19 @@ impl Hypervisor for Vsphere {
     async fn console(&self, id: &MachineId) -> Result<Vec<u8>> {
         let known = self.core.find(id);
         known
-            .map(|_| self.core.cell(id).console.last())
+            .map(|_| self.core.cell(id).console.last(&self.core.console_file(id)))
             .map_err(|source| Error::Console { id: *id, source })
     }
 
     async fn follow_console(&self, id: &MachineId) -> Result<mpsc::Receiver<Vec<u8>>> {
         let known = self.core.find(id);
         known
-            .map(|_| self.core.cell(id).console.follow())
+            .map(|_| {
+                self.core
+                    .cell(id)
+                    .console
+                    .follow(&self.core.console_file(id))
+            })
             .map_err(|source| Error::Console { id: *id, source })
     }
 

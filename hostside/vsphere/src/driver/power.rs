@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use hypervisor::{Cause, MachineId, PowerOff, PowerState, Started, StopCause};
 
+use super::console::Run;
 use super::record::{self, Edit};
 use super::view::{self, Seen};
 use super::{Core, Ended, cause, create, place};
@@ -45,6 +46,10 @@ impl Core {
         // The last run's end is written down before the next begins.
         self.settle(id).await?;
         let (_, properties) = self.find(id)?;
+        let record = self
+            .record(&properties)
+            .ok_or(Cause::NotFound { what: "machine" })?;
+        self.publish(id, &record.spec).await?;
         let began = match self.fork_if_wished(id, &object, &properties).await {
             Ok(true) => {
                 self.remove_former_soon(object, one);
@@ -61,12 +66,22 @@ impl Core {
                 Started::BootedInstead { why }
             }
         };
-        self.begin_run(&object, &properties, &began).await?;
-        cell.console.begin(self.serial.clone(), *id);
+        let begun = self.begin_run(&object, &properties, &began).await;
+        if begun.is_err() {
+            cell.published.end();
+        }
+        begun?;
+        self.read_console(id, Run::New);
         let on = self.switch_on(&object).await;
         if on.is_err() {
-            cell.console.end();
+            cell.end_run();
             self.no_run(&object, &properties).await;
+        } else if self
+            .find(id)
+            .is_ok_and(|(_, now)| view::power(&now) == Power::PoweredOff)
+        {
+            // Off again already, while nobody else could see to it.
+            cell.end_run();
         }
         on
     }
@@ -209,7 +224,7 @@ impl Core {
             });
         }
         cell.cutting.store(false, Ordering::SeqCst);
-        cell.console.end();
+        cell.end_run();
         seen.map_err(|error| cause("the server is not heard of any more", error))?;
         self.settle(id).await
     }
@@ -281,6 +296,7 @@ impl Core {
                     cause,
                 };
                 *cell.ended() = Some(ended.clone());
+                cell.end_run();
                 ended
             }
             _ => return Ok(()),

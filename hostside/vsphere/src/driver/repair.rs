@@ -1,13 +1,44 @@
 //! What an earlier owner left half done.
 
 use std::collections::HashSet;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hypervisor::{Cause, MachineId, Repair};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe::Receiver;
 
 use super::view::{self, Seen};
 use super::{Core, cause, devices, lease};
 use crate::types::{Destroy_Task, ManagedObject, VirtualMachinePowerState};
+
+/// How long after its machine a container's local disk may be removed for its counterpart to go at once.
+const REMOVAL: Duration = Duration::from_secs(60);
+
+/// Waits until none of these files is there (inotify(7)).
+async fn removed(files: &[PathBuf]) -> io::Result<()> {
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    for file in files {
+        // A file that loses a name has its attributes changed, also where it has another.
+        let changes = WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF;
+        match inotify::add_watch(&watch, file, changes) {
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // It is waited for and read as a pipe is.
+    let mut watch = Receiver::from_owned_fd_unchecked(watch)?;
+    let mut buffer = [0; 4096];
+    while files.iter().any(|file| file.exists()) {
+        // Which it is does not matter.
+        let _ = watch.read(&mut buffer).await?;
+    }
+    Ok(())
+}
 
 impl Core {
     pub async fn reconcile(self: Arc<Self>) -> Result<Vec<Repair>, Cause> {
@@ -50,6 +81,7 @@ impl Core {
                 });
             }
         }
+        self.sweep_consoles();
         for file in self.sweep().await {
             tracing::info!(file, "removed a disk whose container is gone");
         }
@@ -90,11 +122,15 @@ impl Core {
         self.disks.sweep(&self.collector, &used).await
     }
 
-    /// The same, while nobody waits: a container's local disk is removed after its machine, so the sweep
-    /// after the next create or destroy finds it gone.
-    pub fn sweep_soon(self: &Arc<Self>) {
+    /// The same, while nobody waits, as soon as these local disks are gone: who removes a container removes
+    /// its disk after its machine.
+    pub fn sweep_without(self: &Arc<Self>, disks: Vec<PathBuf>) {
         let core = Arc::downgrade(self);
         tokio::spawn(async move {
+            // One that stays is its owner's affair; the next sweep looks again.
+            if let Ok(Err(error)) = tokio::time::timeout(REMOVAL, removed(&disks)).await {
+                tracing::warn!(%error, "local disks cannot be watched: what is theirs is removed later");
+            }
             let Some(core) = core.upgrade() else { return };
             let removed = core.sweep().await;
             if !removed.is_empty() {

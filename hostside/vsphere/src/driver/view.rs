@@ -20,6 +20,7 @@ const PATHS: &[&str] = &[
     "config.instanceUuid",
     "config.extraConfig",
     "config.hardware",
+    "guest.net",
     "runtime.powerState",
     "runtime.host",
     "runtime.connectionState",

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use hypervisor::{MachineId, Notice, StopCause};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::console::Run;
 use super::view::{self, Seen};
 use super::{Core, record};
 use crate::property::{Change, Properties};
@@ -76,7 +77,7 @@ impl Core {
 
     fn tell_of_fork(self: &Arc<Self>, id: MachineId, now: &Properties) {
         if view::power(now) == Power::PoweredOn {
-            self.cell(&id).console.begin(self.serial.clone(), id);
+            self.read_console(&id, Run::New);
             self.events.send(id, Notice::PoweredOn);
         }
     }
@@ -142,7 +143,10 @@ impl Core {
             (Power::Suspended, Power::PoweredOn) => self.events.send(id, Notice::Resumed),
             (_, Power::PoweredOn) => {
                 // Powered on by somebody else, it has a console all the same.
-                self.cell(&id).console.begin(self.serial.clone(), id);
+                self.read_console(&id, Run::New);
+                if let Some(record) = self.record(now) {
+                    self.publish_found(id, record.spec);
+                }
                 self.events.send(id, Notice::PoweredOn);
             }
             (_, Power::Suspended) => self.events.send(id, Notice::Suspended),
@@ -152,7 +156,14 @@ impl Core {
 
     fn went_off(self: &Arc<Self>, id: MachineId, now: &Properties) {
         let cell = self.cell(&id);
-        cell.console.end();
+        let run = |properties: &Properties| self.record(properties).map(|record| record.started);
+        let last = self
+            .find(&id)
+            .is_ok_and(|(_, current)| run(&current) == run(now));
+        // Whoever has the machine to himself sees to it: he may be powering it on again.
+        if last && let Ok(_one) = cell.operation.try_lock() {
+            cell.end_run();
+        }
         let known = self.record(now).and_then(|record| {
             let ended = cell.ended().clone();
             ended.filter(|ended| ended.started == record.started)

@@ -454,8 +454,26 @@ pub async fn delete(options: Options, vch: &Vch) -> Result<Vec<String>, Error> {
                 "{name} cannot be removed from the datastore"
             )))?;
         }
+        let failed = || server("the VCH's directory cannot be removed from the datastore");
+        let path = format!("{}/datastore/{}", vch.spec.datacenter, vch.spec.datastore);
+        let browser = browser(&client, &path).await.map_err(failed())?;
+        if let Some(browser) = browser {
+            let removed = directory.remove_if_empty(&hands.collector, browser).await;
+            // Somebody's files in it are none of what is removed here.
+            removed.map_err(failed())?;
+        }
     }
     Ok(left)
+}
+
+/// What looks into the datastore at an inventory path.
+async fn browser(client: &Client, path: &str) -> Result<Option<ManagedObject>, session::Error> {
+    let Some(datastore) = by_path(client, path).await? else {
+        return Ok(None);
+    };
+    let found = read(client, of_one(&datastore, &["browser"])).await?;
+    let browser = found.first().and_then(|(_, all)| all.get("browser"));
+    Ok(browser.and_then(|node| ManagedObject::read(node).ok()))
 }
 
 /// Removes the containers.

@@ -252,6 +252,10 @@ data_objects! {
         cpuAllocation: ResourceAllocationInfo,
         memoryAllocation: ResourceAllocationInfo,
     }
+    /// Which files of a directory are listed.
+    struct HostDatastoreBrowserSearchSpec {
+        matchPattern: Vec<String>,
+    }
     /// Where a machine's files are.
     struct VirtualMachineFileInfo {
         vmPathName: Option<String>,

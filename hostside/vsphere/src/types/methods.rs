@@ -66,6 +66,8 @@ methods! {
           "removes a containerVM, and at the end pool and folder of the VCH";
     FileManager.MakeDirectory(name: String, datacenter: Option<ManagedObject>, createParentDirectories: Option<bool>) -> Nothing
         : Safe, ["Datastore.FileManagement"], "makes the VCH's directories on the datastore";
+    HostDatastoreBrowser.SearchDatastore_Task(datastorePath: String, searchSpec: Option<HostDatastoreBrowserSearchSpec>) -> ManagedObject
+        : Never, ["Datastore.Browse"], "looks whether the VCH's directory is empty before it is removed";
     FileManager.DeleteDatastoreFile_Task(name: String, datacenter: Option<ManagedObject>) -> ManagedObject
         : Never, ["Datastore.FileManagement"], "removes boot images and the VCH's directory";
     FileManager.MoveDatastoreFile_Task(

@@ -13,6 +13,7 @@ pub(super) const CASES: &[Case] = &[
         codes,
     )
     .vsphere_too()
+    .esxi_too()
     .guests_too(),
     Case::new(
         "docker-exec",

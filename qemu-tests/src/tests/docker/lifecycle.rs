@@ -13,13 +13,15 @@ pub(super) const CASES: &[Case] = &[
         life,
     )
     .vsphere_too()
+    .esxi_too()
     .guests_too(),
     Case::new(
         "docker-lifecycle",
         "run passes output and the exit status on and leaves the container",
         run,
     )
-    .vsphere_too(),
+    .vsphere_too()
+    .esxi_too(),
     Case::new(
         "docker-lifecycle",
         "run --rm leaves nothing, also when it is detached",

@@ -13,6 +13,7 @@ pub(super) const CASES: &[Case] = &[
         five_thousand,
     )
     .vsphere_too()
+    .esxi_too()
     .guests_too(),
     Case::new(
         "docker-logs",

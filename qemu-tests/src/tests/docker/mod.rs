@@ -38,6 +38,8 @@ struct Case {
     test: Test,
     on: On,
     vsphere: OnVsphere,
+    /// Also on an ESXi host without a vCenter.
+    esxi: bool,
 }
 
 /// Whether it runs on guests behind a simulated vCenter.
@@ -73,7 +75,14 @@ impl Case {
             test: Test::new(group, name, body),
             on: On::Fake,
             vsphere: OnVsphere::Full,
+            esxi: false,
         }
+    }
+
+    /// By default on a simulated ESXi host as well.
+    const fn esxi_too(mut self) -> Self {
+        self.esxi = true;
+        self
     }
 
     /// By default behind a simulated vCenter as well.
@@ -156,7 +165,16 @@ pub fn all() -> Vec<Test> {
     .concat();
     let (mut played, mut booted) = (Vec::new(), Vec::new());
     let mut behind = Vec::new();
-    for Case { test, on, vsphere } in cases {
+    for Case {
+        test,
+        on,
+        vsphere,
+        esxi,
+    } in cases
+    {
+        if esxi {
+            behind.push(test.clone().on_esxi());
+        }
         match vsphere {
             OnVsphere::Too => behind.push(test.clone().on_vsphere()),
             OnVsphere::Full => behind.push(test.clone().on_vsphere().full()),

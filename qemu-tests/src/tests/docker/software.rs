@@ -51,7 +51,7 @@ fn connect(port: u16) -> Result<BufReader<TcpStream>> {
 }
 
 fn redis(t: &Context) -> Result<()> {
-    let docker = Docker::serve(t)?;
+    let docker = Docker::serve_published(t)?;
     docker.import("redis")?;
     let words = [
         "run",
@@ -101,7 +101,7 @@ fn redis(t: &Context) -> Result<()> {
 }
 
 fn nginx(t: &Context) -> Result<()> {
-    let docker = Docker::serve(t)?;
+    let docker = Docker::serve_published(t)?;
     docker.import("nginx")?;
     docker.ok([
         "create",
@@ -146,7 +146,7 @@ fn postgres(t: &Context) -> Result<()> {
     let Some(psql) = program("psql") else {
         return skip("there is no psql here: install the package postgresql-client");
     };
-    let docker = Docker::serve(t)?;
+    let docker = Docker::serve_published(t)?;
     docker.import("postgres")?;
     let words = [
         "run",

@@ -144,11 +144,8 @@ fn owner(t: &Context) -> Result<()> {
         .stderr_has("is served by another process");
     // Another VCH beside it has nothing of the first.
     docker.ok(["create", "--name", "one", IMAGE, "true"])?;
-    let mut second = t
-        .vch([
-            "serve", "--name", "second", "--host", &other, "--driver", &driver,
-        ])
-        .spawn()?;
+    docker.make_vch("second")?;
+    let mut second = docker.serve_other("second", &other).spawn()?;
     second.expect_error("listening");
     let listed = docker
         .cmd(["ps", "-aq"])
@@ -157,5 +154,6 @@ fn owner(t: &Context) -> Result<()> {
     listed.status(0).stdout("");
     second.signal(rustix::process::Signal::TERM)?;
     second.wait()?.status(0);
+    docker.delete_vch("second")?;
     docker.end()
 }

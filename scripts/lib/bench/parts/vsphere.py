@@ -41,6 +41,9 @@ def measurements(artifacts, plan):
                 ]:
                     server.forget()
                     docker(*words)
+                    if step == "rm":
+                        # Its disk goes after it, while nobody waits.
+                        server.settled("DeleteVirtualDisk_Task")
                     counted = server.calls()
                     # The first uploads boot image and disk.
                     if number > 0:
@@ -113,6 +116,15 @@ class Server:
         """Requests since they were forgotten, but for the one that waits for changes."""
         counted = json.loads(self.ask("GET", "/calls"))
         return sum(count for method, count in counted.items() if method != "WaitForUpdatesEx")
+
+    def settled(self, method: str) -> None:
+        """Waits until this was called."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if method in json.loads(self.ask("GET", "/calls")):
+                return
+            time.sleep(0.02)
+        raise NotMeasured(f"{method} was never called")
 
     def ask(self, method: str, path: str, body=None) -> bytes:
         request = urllib.request.Request(self.control + path, method=method, data=body)
