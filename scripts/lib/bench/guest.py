@@ -23,14 +23,15 @@ HANDED_OVER = b"Booting from ROM"
 # A guest that is silent for so long will stay so.
 DEADLINE = 120.0
 
-ARGUMENTS = [
+MACHINE = [
     "qemu-system-x86_64",
     *("-nodefaults", "-no-user-config", "-display", "none"),
     *("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off,smm=off,hpet=off"),
     *("-accel", "tcg,thread=single,tb-size=128"),
     *("-cpu", "max,la57=off,erms=off,fsrm=off"),
-    *("-smp", "1", "-m", "256M"),
+    *("-smp", "1"),
 ]
+ARGUMENTS = [*MACHINE, "-m", "256M"]
 
 
 class Counter:
