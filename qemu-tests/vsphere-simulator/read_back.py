@@ -13,9 +13,9 @@ from pyVmomi import vim
 
 
 def written(machine, key):
-    """What the driver wrote on it: after the number of pieces, here always one."""
+    """What the driver wrote on it, in one piece: after the number of pieces, with %XX for what is quoted."""
     values = [option.value for option in machine.config.extraConfig if option.key == key]
-    return values[0].partition(":")[2] if values else ""
+    return urllib.parse.unquote(values[0].partition(":")[2]) if values else ""
 
 
 def plain(machine, key):
