@@ -229,6 +229,10 @@ func (f *front) perform(r *http.Request, c call, body []byte) (result *answer) {
 			writeFault(result, fmt.Sprint(reason), &types.SystemError{Reason: fmt.Sprint(reason)})
 		}
 	}()
+	if c.method == "FindByUuid" && f.session(r) != "" {
+		writeAnswer(result, c.method, findByUUID(body))
+		return
+	}
 	if kind := override(c); kind != "" {
 		body = c.redirect(body, kind)
 	}
@@ -240,12 +244,6 @@ func (f *front) perform(r *http.Request, c call, body []byte) (result *answer) {
 		defer making.Unlock()
 	}
 	f.inner.ServeHTTP(result, request)
-	if strings.HasPrefix(c.method, "Find") {
-		// What answers instead of a virtual machine has the same UUID and addresses, so that it is found as well.
-		own, known := []byte(`type="`+machineKind+`"`), []byte(`type="VirtualMachine"`)
-		found := bytes.ReplaceAll(result.body.Bytes(), own, known)
-		result.body = *bytes.NewBuffer(found)
-	}
 	f.follow(r, c, result)
 	if result.status == http.StatusOK && (c.method == "HttpNfcLeaseComplete" || c.method == "HttpNfcLeaseAbort") {
 		leaseEnded(c.this.Value, c.method == "HttpNfcLeaseAbort")
