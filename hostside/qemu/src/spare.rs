@@ -453,7 +453,7 @@ async fn rehearse(
         io: Box::new(io),
         kind: ChannelKind::Virtio,
         carrier: Carrier::Stream,
-        key: key.clone(),
+        key: *key,
         claim: None,
     };
     let led = rehearsal.lead(channel).await;
