@@ -10,7 +10,7 @@
 //! | power on | `ReconfigVM_Task` (when, for the record), `PowerOnVM_Task` |
 //! | power off | `PowerOffVM_Task`, `ReconfigVM_Task` (when and why) |
 //! | went off by itself | three to ask the events who did it, `ReconfigVM_Task` |
-//! | destroy | `ReconfigVM_Task` (takes the disks off), `Destroy_Task` |
+//! | destroy | `ReconfigVM_Task` (takes the disks off), `Destroy_Task`; `DeleteVirtualDisk_Task` once its local disk is gone |
 //!
 //! Before the first machine of a boot image or an image disk there are its uploads ([`disks`]).
 //!

@@ -5,6 +5,9 @@ use crate::docker::Docker;
 use crate::harness::{Context, skip};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
 
 pub(super) const CASES: &[Case] = &[
     Case::new(
@@ -36,7 +39,49 @@ pub(super) const CASES: &[Case] = &[
     .only_on_vsphere()
     .guests(3)
     .minutes(5),
+    Case::new(
+        "docker-vsphere",
+        "a published port leads to the container's own address, also by the controller that comes after",
+        published,
+    )
+    .only_on_vsphere()
+    .guests(2),
 ];
+
+fn published(t: &Context) -> Result<()> {
+    let docker = Docker::serve_published(t)?;
+    let words = ["run", "-d", "--name", "web", "--stop-signal", "KILL"];
+    let words = [&words[..], &["-p", "127.0.0.1::80", IMAGE]].concat();
+    let serve = ["sh", "-c", "echo from the VM > /page; exec httpd -f -h /"];
+    docker.ok([&words[..], &serve].concat())?;
+    let shown = docker.ok(["port", "web", "80"])?;
+    let ask = || -> Result<String> {
+        let mut client = TcpStream::connect(&shown)?;
+        client.set_read_timeout(Some(Duration::from_secs(60)))?;
+        client.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    // httpd may be a moment behind the address; then it refuses, and the relay closes.
+    docker.ok([
+        "exec",
+        "web",
+        "sh",
+        "-c",
+        "until wget -qO- localhost/page; do :; done",
+    ])?;
+    let answer = ask()?;
+    assert!(answer.ends_with("from the VM\n"), "{answer:?}");
+    docker.kill_serving()?;
+    assert!(TcpStream::connect(&shown).is_err(), "nobody relays");
+    docker.start_serving()?;
+    let answer = ask()?;
+    assert!(answer.ends_with("from the VM\n"), "{answer:?}");
+    docker.ok(["stop", "web"])?;
+    assert!(TcpStream::connect(&shown).is_err(), "it is off");
+    docker.end()
+}
 
 /// What a file in a container says.
 fn cat(docker: &Docker, container: &str, file: &str) -> Result<String> {
