@@ -194,6 +194,7 @@ async fn delete(state: Option<&Path>, args: &NamedArgs) -> Result<()> {
         vch: vch.spec.name.clone(),
         place: vch.place(),
         user_network: vch.spec.networks.first().cloned(),
+        guests_are_here: false,
         state: crate::paths::State::open(state)?
             .vch(&args.name)?
             .join("vsphere"),

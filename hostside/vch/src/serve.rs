@@ -315,6 +315,7 @@ async fn on_vsphere(args: &ServeArgs, machines: &Path) -> Result<Driver> {
         vch: vch.spec.name.clone(),
         place: vch.place(),
         user_network: None,
+        guests_are_here: false,
         state: machines.to_owned(),
     };
     let serial = Arc::new(Reached::new(concentrator, args.concentrator_name.clone()));

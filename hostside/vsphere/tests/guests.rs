@@ -84,6 +84,7 @@ impl Rig {
                 directory: "guests".into(),
             },
             user_network: Some("VM Network".into()),
+            guests_are_here: false,
             state: simulator.directory.path().join("state"),
         };
         let driver = Vsphere::open(options, Arc::new(Reached::new(concentrator, None))).await;

@@ -69,6 +69,7 @@ fn options(simulator: &Simulator, vch: &Vch) -> Options {
         vch: vch.spec.name.clone(),
         place: vch.place(),
         user_network: None,
+        guests_are_here: false,
         state: simulator.directory.path().join("state"),
     }
 }

@@ -83,6 +83,10 @@ pub struct Options {
     pub user_network: Option<String>,
     /// A local directory for what is known of disks.
     pub state: PathBuf,
+    /// Whether guests can be at addresses of this machine's own, as simulated ones are. A guest says its address
+    /// itself, and what comes to its published ports is carried there: one that says this machine's is not
+    /// believed elsewhere.
+    pub guests_are_here: bool,
 }
 
 /// The vSphere driver of one VCH. Dropping it leaves its machines as they are.
@@ -148,6 +152,7 @@ pub(crate) struct Core {
     pub names: PlaceNames,
     pub vch: String,
     pub user_network: Option<String>,
+    pub guests_are_here: bool,
     pub serial: Arc<dyn SerialPorts>,
     pub events: EventSender,
     pub disks: disks::Disks,
@@ -287,6 +292,7 @@ impl Vsphere {
             names: options.place,
             vch: options.vch,
             user_network: options.user_network,
+            guests_are_here: options.guests_are_here,
             serial,
             events: EventSender::default(),
             disks,

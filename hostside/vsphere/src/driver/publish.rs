@@ -172,12 +172,39 @@ pub fn address(net: &Node, mac: &str) -> Option<IpAddr> {
     let mut usable: Vec<IpAddr> = all
         .filter_map(|node| node.text.trim().parse().ok())
         .filter(|address| match address {
-            IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_unspecified(),
-            IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_unspecified(),
+            IpAddr::V4(v4) => {
+                !(v4.is_link_local() || v4.is_unspecified() || v4.is_broadcast())
+                    && !v4.is_multicast()
+            }
+            IpAddr::V6(v6) => {
+                !(v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast())
+            }
         })
         .collect();
     usable.sort_by_key(|address| address.is_ipv6());
     usable.first().copied()
+}
+
+/// Whether what is sent there arrives on this machine.
+async fn is_ours(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    if address.is_loopback() {
+        return true;
+    }
+    // Nothing is sent: the kernel says from where it would be, which for an address of its own is that one.
+    let from = async {
+        let socket = UdpSocket::bind(any(address)).await?;
+        socket.connect((address, 9)).await?;
+        socket.local_addr()
+    };
+    from.await.is_ok_and(|from| from.ip() == address)
+}
+
+fn any(of: IpAddr) -> SocketAddr {
+    match of {
+        IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
 }
 
 impl Way {
@@ -190,7 +217,17 @@ impl Way {
             address(properties.get("guest.net")?, &self.mac)
         });
         match timeout(ADDRESS, found).await {
-            Ok(Ok(address)) => Ok(SocketAddr::new(address, self.port.guest_port)),
+            Ok(Ok(address)) => {
+                if !core.guests_are_here && is_ours(address).await {
+                    return Err(io::Error::new(
+                        io::ErrorKind::PermissionDenied,
+                        format!(
+                            "the guest says it is at {address}, which is this machine's own address"
+                        ),
+                    ));
+                }
+                Ok(SocketAddr::new(address, self.port.guest_port))
+            }
             Ok(Err(error)) => Err(io::Error::other(error)),
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -301,11 +338,7 @@ async fn carry_udp(socket: Arc<UdpSocket>, way: Way) {
 
 async fn own_socket(way: &Way) -> io::Result<UdpSocket> {
     let to = way.find().await?;
-    let any: SocketAddr = match to {
-        SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(any).await?;
+    let socket = UdpSocket::bind(any(to.ip())).await?;
     socket.connect(to).await?;
     Ok(socket)
 }
@@ -357,7 +390,10 @@ mod tests {
                     "02:42:00:00:00:01",
                     &["fe80::1", "169.254.1.1", "fd00::1", "10.1.2.3"],
                 ),
-                nic("02:42:00:00:00:02", &["fe80::2"]),
+                nic(
+                    "02:42:00:00:00:02",
+                    &["fe80::2", "ff02::1", "224.0.0.1", "255.255.255.255"],
+                ),
                 nic("02:42:00:00:00:0A", &["fd00::3"]),
             ],
             ..Node::default()
@@ -367,5 +403,22 @@ mod tests {
         assert_eq!(of("02:42:00:00:00:02"), None);
         assert_eq!(of("02:42:00:00:00:0a").as_deref(), Some("fd00::3"));
         assert_eq!(of("02:42:00:00:00:03"), None);
+    }
+
+    #[tokio::test]
+    async fn an_address_of_this_machine_is_known_whichever_it_is() {
+        for ours in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+            assert!(is_ours(ours.parse().unwrap()).await, "{ours}");
+        }
+        // TEST-NET-1 and the prefix for documentation (RFC 5737, RFC 3849).
+        for other in ["192.0.2.1", "2001:db8::1"] {
+            assert!(!is_ours(other.parse().unwrap()).await, "{other}");
+        }
+        let probe = UdpSocket::bind("0.0.0.0:0").await.unwrap();
+        // Where there is a way out, the address by which it leads.
+        if probe.connect("192.0.2.1:9").await.is_ok() {
+            let own = probe.local_addr().unwrap().ip();
+            assert!(is_ours(own).await, "{own}");
+        }
     }
 }

@@ -102,6 +102,7 @@ fn options(simulator: &Simulator) -> Options {
             directory: "vch1".into(),
         },
         user_network: Some("VM Network".into()),
+        guests_are_here: true,
         state: simulator.directory.path().join("state"),
     }
 }
