@@ -34,6 +34,9 @@ type lan struct {
 // lanPort is a place to plug in. What it is too slow for is lost, as on a wire.
 type lanPort struct {
 	frames chan []byte
+	// Whether anything was heard there. QEMU's stream stops for good at a frame that a vNIC does not take because
+	// its guest has not brought it up, so nothing is sent to one that was silent so far.
+	heard bool
 }
 
 const (
@@ -155,6 +158,9 @@ func openTap(name string, own net.IP) (int, error) {
 func (l *lan) serve(tap int, write func([]byte) error) {
 	port := l.newPort(write)
 	defer l.remove(port)
+	l.mu.Lock()
+	port.heard = true
+	l.mu.Unlock()
 	buffer := make([]byte, frameMax)
 	for {
 		n, err := syscall.Read(tap, buffer)
@@ -238,6 +244,7 @@ func (l *lan) carry(from *lanPort, frame []byte) {
 		return
 	}
 	l.stations[station] = from
+	from.heard = true
 	if answer != nil {
 		from.send(answer)
 		return
@@ -250,7 +257,7 @@ func (l *lan) carry(from *lanPort, frame []byte) {
 		return
 	}
 	for port := range l.ports {
-		if port != from {
+		if port != from && port.heard {
 			port.send(frame)
 		}
 	}

@@ -119,6 +119,10 @@ impl State {
                 netlink.set_mtu(index, wanted.mtu)?;
             }
             netlink.set_up(index, true)?;
+            // Brought up, QEMU's vmxnet3 takes its first address for its own again, whatever it was told since.
+            if was_given_another(&wanted.name) {
+                netlink.set_mac(index, wanted.mac)?;
+            }
             match &wanted.addressing {
                 InterfaceAddressing::Static { addresses, routes } => {
                     for address in addresses {
@@ -337,6 +341,11 @@ pub fn assign(macs: &[MacAddress]) -> Result<()> {
         netlink.set_mac(*index, *mac)?;
     }
     Ok(())
+}
+
+/// Whether a link has another address than it was made with: NET_ADDR_SET of linux/netdevice.h.
+fn was_given_another(name: &str) -> bool {
+    files::text(format!("{LINKS}/{name}/addr_assign_type")).trim() == "3"
 }
 
 /// Names of the links that are there, loopback aside, for measuring.
