@@ -2,6 +2,7 @@
 //! when something goes wrong in between.
 
 mod simulator;
+mod vch;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,24 +12,20 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use hypervisor::{
-    Attachment, Boot, Cause, ChannelIo, ChannelKey, ChannelKind, Claim, Cpus, DiskAccess,
-    DiskFormat, DiskSerial, DiskSource, DiskSpec, Events, Firmware, Fork, ForkParent, Hardware,
-    Hypervisor, MachineEvent, MachineId, MachineSpec, Memory, Metadata, MetadataChange, Next,
-    NicSpec, Notice, PowerOff, PowerState, Start, Started, StopCause, TemplateId,
+    Boot, Cause, ChannelIo, Claim, Cpus, Events, Firmware, Fork, ForkParent, Hypervisor,
+    MachineEvent, MachineId, MachineSpec, Memory, Metadata, MetadataChange, Next, Notice, PowerOff,
+    PowerState, Start, Started, StopCause, TemplateId,
 };
-use image::disk::Disk as _;
 use serde_json::json;
 use simulator::{Kind, Simulator};
 use tokio::io::{AsyncWriteExt as _, DuplexStream};
+use vch::{devices, disks_on_datastore, image, key, options, others_view};
 use vsphere::lifecycle::{self, Allocation, Check, VchSpec};
 use vsphere::serial::{CONSOLE, SerialPorts};
 use vsphere::session::chain;
 use vsphere::soap::Node;
-use vsphere::types::{
-    FindByInventoryPath, ManagedObject, ObjectSpec, PowerOffVM_Task, PropertyFilterSpec,
-    PropertySpec, RetrieveOptions, RetrievePropertiesEx, Selection, TraversalSpec,
-};
-use vsphere::{Options, PlaceNames, Vsphere};
+use vsphere::types::{ManagedObject, PowerOffVM_Task};
+use vsphere::{Options, Vsphere};
 
 /// Serial ports of machines without guests. A console says that a template is ready, unless it is told not to.
 #[derive(Default)]
@@ -66,46 +63,9 @@ struct Rig {
     image: PathBuf,
 }
 
-fn options(simulator: &Simulator) -> Options {
-    Options {
-        session: simulator.options(),
-        vch: "vch1".into(),
-        place: PlaceNames {
-            datacenter: format!("/{}", simulator.datacenter()),
-            pool: simulator.pool(),
-            folder: simulator.folder(),
-            datastore: "LocalDS_0".into(),
-            directory: "vch1".into(),
-        },
-        user_network: Some("VM Network".into()),
-        guests_are_here: true,
-        state: simulator.directory.path().join("state"),
-    }
-}
-
 async fn open(simulator: &Simulator, ports: &Arc<Ports>) -> Arc<Vsphere> {
     let driver = Vsphere::open(options(simulator), ports.clone()).await;
     Arc::new(driver.unwrap_or_else(|error| panic!("{}", chain(&error))))
-}
-
-fn image(simulator: &Simulator) -> PathBuf {
-    let store = simulator.directory.path().join("store/images");
-    let store = store.join("ab".repeat(32));
-    std::fs::create_dir_all(&store).unwrap();
-    let image = store.join("image.vmdk");
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&image)
-        .unwrap();
-    let mut disk = image::vmdk::SparseDisk::new(file);
-    disk.write(0, &[0x5a; 70_000]).unwrap();
-    disk.identify(&image::digest::Digest::of(b"image"));
-    disk.finish(64 << 20).unwrap();
-    let iso = simulator.directory.path().join("boot.iso");
-    std::fs::write(iso, vec![7; 300_000]).unwrap();
-    image
 }
 
 impl Rig {
@@ -191,54 +151,16 @@ impl Rig {
             .filter(|(_, config)| option(config, "vch.role").as_deref() == Some("1:machine"));
         forks.next().expect("a container's")
     }
+}
 
-    fn disks_on_datastore(&self) -> usize {
-        let listing = std::fs::read_dir(self.simulator.datastore().join("vch1/disks")).unwrap();
-        let names = listing.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names
-            .filter(|name| name.ends_with(".vmdk") && !name.ends_with("-flat.vmdk"))
-            .count()
-    }
+fn spec(simulator: &Simulator, image: &Path, name: &str) -> MachineSpec {
+    let disk = vch::container(simulator, image, name);
+    vch::spec(simulator, name, &disk, Start::Fork)
 }
 
 async fn make(driver: &Vsphere, spec: MachineSpec) -> MachineId {
     let made = driver.create(spec, key(), metadata()).await;
     made.unwrap_or_else(|error| panic!("{}", chain(&error)))
-}
-
-fn spec(simulator: &Simulator, image: &Path, name: &str) -> MachineSpec {
-    let directory = simulator.directory.path().join("containers").join(name);
-    std::fs::create_dir_all(&directory).unwrap();
-    let disk = directory.join("disk.vmdk");
-    image::vmdk::create_child(image, &disk).unwrap();
-    MachineSpec {
-        id: MachineId::random().unwrap(),
-        name: name.into(),
-        cpus: Cpus::ONE,
-        memory: Memory::from_mib(128).unwrap(),
-        boot: Boot::Iso {
-            iso: simulator.directory.path().join("boot.iso"),
-            firmware: Firmware::Bios,
-        },
-        start: Start::Fork,
-        hardware: Hardware::Vmware,
-        channel: ChannelKind::Serial,
-        disks: vec![DiskSpec {
-            source: DiskSource::File(disk),
-            format: DiskFormat::Vmdk,
-            access: DiskAccess::ReadWrite,
-            serial: DiskSerial::new("root").unwrap(),
-        }],
-        nics: vec![NicSpec {
-            mac: "02:42:aa:bb:cc:dd".parse().unwrap(),
-            attachment: Attachment::PortGroup("VM Network".into()),
-        }],
-        debugger: None,
-    }
-}
-
-fn key() -> ChannelKey {
-    ChannelKey::from_bytes([0x17; 32])
 }
 
 fn metadata() -> Metadata {
@@ -250,44 +172,6 @@ fn metadata() -> Metadata {
     .into()
 }
 
-async fn others_view(simulator: &Simulator) -> Vec<(ManagedObject, Node)> {
-    let client = simulator.client().await.unwrap();
-    let search = FindByInventoryPath {
-        _this: client.content().searchIndex.clone().unwrap(),
-        inventoryPath: simulator.pool(),
-    };
-    let pool = client.call(&search).await.unwrap().unwrap();
-    let read = RetrievePropertiesEx {
-        _this: client.content().propertyCollector.clone(),
-        specSet: vec![PropertyFilterSpec {
-            propSet: vec![PropertySpec {
-                r#type: "VirtualMachine".into(),
-                all: None,
-                pathSet: vec!["config".into()],
-            }],
-            objectSet: vec![ObjectSpec {
-                obj: pool,
-                skip: Some(true),
-                selectSet: vec![Selection::from(TraversalSpec {
-                    r#type: "ResourcePool".into(),
-                    path: "vm".into(),
-                    skip: Some(false),
-                    ..TraversalSpec::default()
-                })],
-            }],
-            reportMissingObjectsInResults: None,
-        }],
-        options: RetrieveOptions::default(),
-    };
-    let found = client.call(&read).await.unwrap().unwrap_or_default();
-    client.log_out().await.unwrap();
-    let machines = found
-        .objects
-        .into_iter()
-        .map(|mut object| (object.obj, object.propSet.remove(0).val.0));
-    machines.collect()
-}
-
 fn name(config: &Node) -> String {
     config.text_of("name").unwrap_or_default().to_owned()
 }
@@ -296,14 +180,6 @@ fn option(config: &Node, key: &str) -> Option<String> {
     let mut all = config.children_named("extraConfig");
     all.find(|option| option.text_of("key") == Some(key))
         .map(|option| option.text_of("value").unwrap_or_default().to_owned())
-}
-
-fn devices<'a>(config: &'a Node, kind: &'a str) -> Vec<&'a Node> {
-    let hardware = config.child("hardware").unwrap();
-    hardware
-        .children_named("device")
-        .filter(|device| device.type_name() == kind)
-        .collect()
 }
 
 /// Everything a machine has been heard of so far.
@@ -360,7 +236,7 @@ async fn a_power_on_forks_and_the_fork_is_the_machine() {
     // What it was before is gone, with its disk still there.
     let (object, config) = rig.fork(2).await;
     assert_ne!(object, shell);
-    assert_eq!(rig.disks_on_datastore(), 1);
+    assert_eq!(disks_on_datastore(&rig.simulator), 1);
     let own = id.to_string();
     assert_eq!(config.text_of("uuid"), Some(own.as_str()));
     assert!(name(&config).ends_with(".f"), "{}", name(&config));
@@ -432,7 +308,11 @@ async fn a_power_on_forks_and_the_fork_is_the_machine() {
         [Notice::Destroyed]
     );
     assert_eq!(rig.machines(1).await.len(), 1, "the template stays");
-    assert_eq!(rig.disks_on_datastore(), 1, "disks are the caller's");
+    assert_eq!(
+        disks_on_datastore(&rig.simulator),
+        1,
+        "disks are the caller's"
+    );
     driver.remove_template(&template.id).await.unwrap();
     assert_eq!(rig.machines(0).await, []);
     let error = driver.remove_template(&template.id).await.unwrap_err();
@@ -470,7 +350,7 @@ async fn a_fork_that_was_stopped_is_forked_again_and_is_the_same_machine() {
     let Some(Started::Forked { made: false, .. }) = machine.began else {
         panic!("{:?}", machine.began);
     };
-    assert_eq!(rig.disks_on_datastore(), 1);
+    assert_eq!(disks_on_datastore(&rig.simulator), 1);
     let rig = rig.again().await;
     assert_eq!(rig.driver.inspect(&id).await.unwrap(), machine);
     assert_eq!(rig.driver.list().await.unwrap(), [machine]);

@@ -68,7 +68,7 @@ async fn a_task_that_failed_after_it_was_done_is_done() {
         );
         rig.simulator.rule(json!({"method": "Destroy_Task", "do": "task-fault-after", "fault": "HostCommunication", "times": 1}));
         rig.driver.destroy(&id).await.unwrap();
-        assert_eq!(rig.others_view().await, []);
+        assert_eq!(others_view(&rig.simulator).await, []);
     }
 }
 
@@ -162,7 +162,7 @@ async fn a_removal_that_was_cut_short_is_finished_by_the_next_controller() {
         let repairs = rig.driver.reconcile().await.unwrap();
         assert_eq!(repairs.len(), 1);
         assert_eq!(repairs[0].id, id);
-        assert_eq!(rig.others_view().await.len(), 1);
+        assert_eq!(others_view(&rig.simulator).await.len(), 1);
     }
 }
 

@@ -34,7 +34,7 @@ async fn a_machine_is_what_its_specification_says() {
         assert_eq!(rig.driver.list().await.unwrap(), [machine]);
         assert_eq!(*rig.ports.admitted.lock().unwrap(), [id, id]);
 
-        let all = rig.others_view().await;
+        let all = others_view(&rig.simulator).await;
         let (_, config) = &all[0];
         assert_eq!(config.text_of("uuid"), Some(id.to_string().as_str()));
         assert_eq!(
@@ -149,7 +149,7 @@ async fn disks_come_and_go_and_are_the_same_for_who_comes_later() {
             matches!(error.cause(), Cause::AlreadyExists { .. }),
             "{error:?}"
         );
-        let view = rig.others_view().await;
+        let view = others_view(&rig.simulator).await;
         let disks = devices(&view[0].1, "VirtualDisk");
         assert_eq!(disks.len(), 2);
         assert_eq!(
@@ -162,7 +162,7 @@ async fn disks_come_and_go_and_are_the_same_for_who_comes_later() {
         let error = rig.driver.detach_disk(&id, &data).await.unwrap_err();
         assert!(matches!(error.cause(), Cause::NotFound { .. }), "{error:?}");
         rig.driver.power_off(&id, PowerOff::Cut).await.unwrap();
-        assert_eq!(rig.disks_on_datastore(), 2);
+        assert_eq!(disks_on_datastore(&rig.simulator), 2);
 
         // A helper has the same disk, also by a controller that comes later, and leaves it there.
         let rig = rig.again().await;
@@ -173,7 +173,7 @@ async fn disks_come_and_go_and_are_the_same_for_who_comes_later() {
             .create(helper, key(), Metadata::new())
             .await
             .unwrap();
-        let view = rig.others_view().await;
+        let view = others_view(&rig.simulator).await;
         let files: Vec<&str> = view
             .iter()
             .flat_map(|(_, config)| devices(config, "VirtualDisk"))
@@ -182,12 +182,16 @@ async fn disks_come_and_go_and_are_the_same_for_who_comes_later() {
         assert_eq!(files.len(), 2);
         assert_eq!(files[0], files[1]);
         rig.driver.destroy(&helper).await.unwrap();
-        assert_eq!(rig.disks_on_datastore(), 2);
+        assert_eq!(disks_on_datastore(&rig.simulator), 2);
         rig.driver.destroy(&id).await.unwrap();
-        assert_eq!(rig.disks_on_datastore(), 2, "disks are the caller's");
+        assert_eq!(
+            disks_on_datastore(&rig.simulator),
+            2,
+            "disks are the caller's"
+        );
         std::fs::remove_file(&disk).unwrap();
         rig.driver.reconcile().await.unwrap();
-        assert_eq!(rig.disks_on_datastore(), 1, "the volume's");
+        assert_eq!(disks_on_datastore(&rig.simulator), 1, "the volume's");
         assert!(
             rig.on_datastore(&format!("vch1/images/{}.vmdk", "ab".repeat(32)))
                 .exists()
@@ -208,7 +212,7 @@ async fn an_image_disk_can_come_by_an_import_lease() {
             rig.on_datastore(&format!("vch1/images/{}.vmdk", "ab".repeat(32)))
                 .exists()
         );
-        assert_eq!(rig.others_view().await.len(), 1);
+        assert_eq!(others_view(&rig.simulator).await.len(), 1);
         let calls = rig.driver.calls();
         for method in [
             "ImportVApp",
@@ -237,7 +241,7 @@ async fn cpus_and_memory_grow_at_once_and_shrink_at_the_next_start() {
             memory: Memory::from_mib(mib).unwrap(),
         };
         let hardware = async |name: &str| {
-            let view = rig.others_view().await;
+            let view = others_view(&rig.simulator).await;
             view[0].1.at(&["hardware", name]).unwrap().text.clone()
         };
         let driver = &rig.driver;
@@ -334,5 +338,5 @@ async fn many_machines_at_once_are_made_started_and_removed() {
     for gone in join_all(ids.iter().map(|id| rig.driver.destroy(id))).await {
         gone.unwrap();
     }
-    assert_eq!(rig.others_view().await, []);
+    assert_eq!(others_view(&rig.simulator).await, []);
 }

@@ -6,6 +6,8 @@ mod power;
 mod published;
 #[path = "../simulator/mod.rs"]
 mod simulator;
+#[path = "../vch/mod.rs"]
+mod vch;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -14,24 +16,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use hypervisor::{
-    Applied, Attachment, Boot, Cause, ChannelIo, ChannelKey, ChannelKind, Cpus, DiskAccess,
-    DiskFormat, DiskSerial, DiskSource, DiskSpec, Events, Firmware, Hardware, Hypervisor,
-    MachineEvent, MachineId, MachineSpec, Memory, Metadata, MetadataChange, Next, NicSpec, Notice,
-    PowerOff, PowerState, Reconfigure, Start, Started, StopCause,
+    Applied, Attachment, Boot, Cause, ChannelIo, Cpus, DiskSerial, Events, Hypervisor,
+    MachineEvent, MachineId, MachineSpec, Memory, Metadata, MetadataChange, Next, Notice, PowerOff,
+    PowerState, Reconfigure, Start, Started, StopCause,
 };
-use image::disk::Disk as _;
 use serde_json::json;
 use simulator::{KINDS, Kind, Simulator};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use vch::{devices, disk_spec, disks_on_datastore, image, key, options, others_view};
+use vsphere::Vsphere;
 use vsphere::serial::{CHANNEL, CONSOLE, SerialPorts};
 use vsphere::session::chain;
-use vsphere::soap::Node;
-use vsphere::types::{
-    Destroy_Task, FindByInventoryPath, ManagedObject, ObjectSpec, PowerOffVM_Task, PowerOnVM_Task,
-    PropertyFilterSpec, PropertySpec, RetrieveOptions, RetrievePropertiesEx, Selection,
-    ShutdownGuest, TraversalSpec,
-};
-use vsphere::{Options, PlaceNames, Vsphere};
+use vsphere::types::{Destroy_Task, ManagedObject, PowerOffVM_Task, PowerOnVM_Task, ShutdownGuest};
 
 /// Serial ports whose other ends the test has.
 #[derive(Default)]
@@ -90,48 +86,10 @@ struct Rig {
     image: PathBuf,
 }
 
-fn options(simulator: &Simulator) -> Options {
-    Options {
-        session: simulator.options(),
-        vch: "vch1".into(),
-        place: PlaceNames {
-            datacenter: format!("/{}", simulator.datacenter()),
-            pool: simulator.pool(),
-            folder: simulator.folder(),
-            datastore: "LocalDS_0".into(),
-            directory: "vch1".into(),
-        },
-        user_network: Some("VM Network".into()),
-        guests_are_here: true,
-        state: simulator.directory.path().join("state"),
-    }
-}
-
 impl Rig {
     async fn start(test: &str, kind: Kind) -> Option<Self> {
         let simulator = Simulator::start(test, kind)?;
-        let store = simulator
-            .directory
-            .path()
-            .join("store/images")
-            .join("ab".repeat(32));
-        std::fs::create_dir_all(&store).unwrap();
-        let image = store.join("image.vmdk");
-        let file = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&image)
-            .unwrap();
-        let mut disk = image::vmdk::SparseDisk::new(file);
-        disk.write(0, &[0x5a; 70_000]).unwrap();
-        disk.identify(&image::digest::Digest::of(b"image"));
-        disk.finish(64 << 20).unwrap();
-        std::fs::write(
-            simulator.directory.path().join("boot.iso"),
-            vec![7; 300_000],
-        )
-        .unwrap();
+        let image = image(&simulator);
         let ports = Arc::new(Ports::default());
         let driver = Vsphere::open(options(&simulator), ports.clone()).await;
         let driver = driver.unwrap_or_else(|error| panic!("{}", chain(&error)));
@@ -164,38 +122,11 @@ impl Rig {
     }
 
     fn container(&self, name: &str) -> PathBuf {
-        let directory = self
-            .simulator
-            .directory
-            .path()
-            .join("containers")
-            .join(name);
-        std::fs::create_dir_all(&directory).unwrap();
-        let disk = directory.join("disk.vmdk");
-        image::vmdk::create_child(&self.image, &disk).unwrap();
-        disk
+        vch::container(&self.simulator, &self.image, name)
     }
 
     fn spec(&self, name: &str, disk: &Path) -> MachineSpec {
-        MachineSpec {
-            id: MachineId::random().unwrap(),
-            name: name.into(),
-            cpus: Cpus::ONE,
-            memory: Memory::from_mib(128).unwrap(),
-            boot: Boot::Iso {
-                iso: self.simulator.directory.path().join("boot.iso"),
-                firmware: Firmware::Bios,
-            },
-            start: Start::Boot,
-            hardware: Hardware::Vmware,
-            channel: ChannelKind::Serial,
-            disks: vec![disk_spec("root", disk)],
-            nics: vec![NicSpec {
-                mac: "02:42:aa:bb:cc:dd".parse().unwrap(),
-                attachment: Attachment::PortGroup("VM Network".into()),
-            }],
-            debugger: None,
-        }
+        vch::spec(&self.simulator, name, disk, Start::Boot)
     }
 
     async fn make(&self, name: &str) -> MachineId {
@@ -213,63 +144,13 @@ impl Rig {
         self.simulator.datastore().join(path)
     }
 
-    fn disks_on_datastore(&self) -> usize {
-        let listing = std::fs::read_dir(self.on_datastore("vch1/disks")).unwrap();
-        let names = listing.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names
-            .filter(|name| name.ends_with(".vmdk") && !name.ends_with("-flat.vmdk"))
-            .count()
-    }
-
-    /// What another client sees of the machines: their references and devices.
-    async fn others_view(&self) -> Vec<(ManagedObject, Node)> {
-        let client = self.simulator.client().await.unwrap();
-        let search = FindByInventoryPath {
-            _this: client.content().searchIndex.clone().unwrap(),
-            inventoryPath: self.simulator.pool(),
-        };
-        let pool = client.call(&search).await.unwrap().unwrap();
-        let read = RetrievePropertiesEx {
-            _this: client.content().propertyCollector.clone(),
-            specSet: vec![PropertyFilterSpec {
-                propSet: vec![PropertySpec {
-                    r#type: "VirtualMachine".into(),
-                    all: None,
-                    pathSet: vec!["config".into()],
-                }],
-                objectSet: vec![ObjectSpec {
-                    obj: pool,
-                    skip: Some(true),
-                    selectSet: vec![Selection::from(TraversalSpec {
-                        r#type: "ResourcePool".into(),
-                        path: "vm".into(),
-                        skip: Some(false),
-                        ..TraversalSpec::default()
-                    })],
-                }],
-                reportMissingObjectsInResults: None,
-            }],
-            options: RetrieveOptions::default(),
-        };
-        let found = client.call(&read).await.unwrap().unwrap_or_default();
-        let machines = found
-            .objects
-            .into_iter()
-            .map(|mut object| (object.obj, object.propSet.remove(0).val.0));
-        machines.collect()
-    }
-
     async fn object(&self, id: &MachineId) -> ManagedObject {
-        let all = self.others_view().await;
+        let all = others_view(&self.simulator).await;
         let found = all
             .into_iter()
             .find(|(_, config)| config.text_of("instanceUuid") == Some(&id.to_string()));
         found.expect("the machine is there").0
     }
-}
-
-fn key() -> ChannelKey {
-    ChannelKey::from_bytes([0x17; 32])
 }
 
 fn metadata() -> Metadata {
@@ -280,15 +161,6 @@ fn metadata() -> Metadata {
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into()
-}
-
-fn disk_spec(serial: &str, path: &Path) -> DiskSpec {
-    DiskSpec {
-        source: DiskSource::File(path.to_owned()),
-        format: DiskFormat::Vmdk,
-        access: DiskAccess::ReadWrite,
-        serial: DiskSerial::new(serial).unwrap(),
-    }
 }
 
 /// The next event of a machine.
@@ -305,12 +177,4 @@ async fn next(events: &mut Events, id: &MachineId) -> Notice {
     tokio::time::timeout(Duration::from_secs(30), next)
         .await
         .expect("an event comes")
-}
-
-fn devices<'a>(config: &'a Node, kind: &'a str) -> Vec<&'a Node> {
-    let hardware = config.child("hardware").unwrap();
-    hardware
-        .children_named("device")
-        .filter(|device| device.type_name() == kind)
-        .collect()
 }

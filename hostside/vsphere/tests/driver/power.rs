@@ -135,7 +135,7 @@ async fn a_machine_runs_stops_and_goes() {
         assert_eq!(rig.driver.list().await.unwrap(), []);
         let error = rig.driver.destroy(&id).await.unwrap_err();
         assert!(matches!(error.cause(), Cause::NotFound { .. }), "{error:?}");
-        assert_eq!(rig.others_view().await, []);
+        assert_eq!(others_view(&rig.simulator).await, []);
         assert_eq!(*rig.ports.admitted.lock().unwrap(), []);
     }
 }
@@ -170,7 +170,7 @@ async fn a_container_that_goes_takes_its_disk_along_in_three_calls() {
         let (id, _stays) = (rig.make("goes").await, rig.make("stays").await);
         let before = rig.driver.calls();
         rig.driver.destroy(&id).await.unwrap();
-        assert_eq!(rig.disks_on_datastore(), 2, "it is the caller's");
+        assert_eq!(disks_on_datastore(&rig.simulator), 2, "it is the caller's");
         let local = rig
             .simulator
             .directory
@@ -178,13 +178,13 @@ async fn a_container_that_goes_takes_its_disk_along_in_three_calls() {
             .join("containers/goes/disk.vmdk");
         std::fs::remove_file(&local).unwrap();
         for _ in 0..1000 {
-            if rig.disks_on_datastore() == 1 {
+            if disks_on_datastore(&rig.simulator) == 1 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(
-            rig.disks_on_datastore(),
+            disks_on_datastore(&rig.simulator),
             1,
             "nobody had to come by for that"
         );
