@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use crate::error::Error;
 use crate::event::{Action, Subject};
 use crate::identity::ContainerId;
-use crate::layer::{Layer, blocking, image_error};
+use crate::layer::{Layer, image_error};
 use crate::port_layer::PortLayer;
 
 /// Bytes that come in: pieces, then the end; an error ends them early.
@@ -60,7 +60,11 @@ impl PortLayer {
         let scratch = Scratch::of(&self.layer)?;
         scratch.fill(archive).await?;
         let store = self.layer.images.clone();
-        let loaded = blocking(move || load(&store, &scratch)).await?;
+        let loaded = self
+            .layer
+            .under_way
+            .blocking(move || load(&store, &scratch))
+            .await?;
         for Loaded { record, .. } in &loaded {
             self.tell_image(
                 record.id,

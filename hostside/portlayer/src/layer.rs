@@ -30,6 +30,7 @@ use crate::record::{self, Kept, Made, Purpose};
 use crate::restart::{self, Occasion};
 use crate::spec::{ContainerSpec, NetworkAttachment};
 use crate::task::{self, First, Task, subject};
+use crate::under_way::UnderWay;
 
 /// How long guests of running containers are waited for when a controller begins.
 const KNOWN: Duration = Duration::from_secs(5);
@@ -49,6 +50,7 @@ pub(crate) struct Layer {
     pub scratch: PathBuf,
     registry: Mutex<Registry>,
     tasks: Mutex<Tasks>,
+    pub under_way: UnderWay,
 }
 
 /// Who is called how.
@@ -96,22 +98,27 @@ impl Layer {
             scratch,
             registry: Mutex::default(),
             tasks: Mutex::default(),
+            under_way: UnderWay::default(),
         });
         layer.follow_hypervisor();
         layer.restore().await?;
         Ok(layer)
     }
 
-    /// Ends every task. Containers run on, and what was not stored stays in their guests.
-    pub fn close(&self) {
-        let mut tasks = lock(&self.tasks);
-        tasks.closed = true;
-        for task in tasks.running.drain(..) {
-            task.abort();
+    /// Ends every task, and returns when none is left and none of their threads. Containers run on, and what
+    /// was not stored stays in their guests.
+    pub async fn close(&self) {
+        {
+            let mut tasks = lock(&self.tasks);
+            tasks.closed = true;
+            for task in tasks.running.drain(..) {
+                task.abort();
+            }
+            for cell in lock(&self.registry).cells.values() {
+                cell.set_run(None);
+            }
         }
-        for cell in lock(&self.registry).cells.values() {
-            cell.set_run(None);
-        }
+        self.under_way.ended().await;
     }
 
     /// Tells that something happened, now.
@@ -130,7 +137,11 @@ impl Layer {
         future: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
         let mut tasks = lock(&self.tasks);
-        let task = tokio::spawn(future);
+        let piece = self.under_way.begin();
+        let task = tokio::spawn(async move {
+            let _piece = piece;
+            future.await
+        });
         if tasks.closed {
             task.abort();
             return task;
@@ -419,15 +430,16 @@ impl Layer {
         let (image, store) = (spec.image.id, self.images.clone());
         let directory = directory.to_owned();
         let reference = spec.image.reference.clone();
-        blocking(move || {
-            fs::create_dir_all(&directory).map_err(Error::state("create", &directory))?;
-            let file = directory.join(IMAGE);
-            // Before the image learns of the container, so that one that is cut short is found.
-            fs::write(&file, image.to_string()).map_err(Error::state("write", &file))?;
-            let child = store.child(&image, &id.to_string(), &cell::disk(&directory));
-            child.map_err(|source| image_error(reference, source))
-        })
-        .await
+        self.under_way
+            .blocking(move || {
+                fs::create_dir_all(&directory).map_err(Error::state("create", &directory))?;
+                let file = directory.join(IMAGE);
+                // Before the image learns of the container, so that one that is cut short is found.
+                fs::write(&file, image.to_string()).map_err(Error::state("write", &file))?;
+                let child = store.child(&image, &id.to_string(), &cell::disk(&directory));
+                child.map_err(|source| image_error(reference, source))
+            })
+            .await
     }
 
     fn enter(
@@ -465,28 +477,29 @@ impl Layer {
         directory: PathBuf,
     ) -> Result<(), Error> {
         let (store, all) = (self.images.clone(), self.bases.clone());
-        blocking(move || {
-            let grown_from = Bases::of(&directory)?;
-            // The disk first: an image may only go when nothing depends on it.
-            let disk = cell::disk(&directory);
-            match fs::remove_file(&disk) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::state("remove", &disk)(error));
+        self.under_way
+            .blocking(move || {
+                let grown_from = Bases::of(&directory)?;
+                // The disk first: an image may only go when nothing depends on it.
+                let disk = cell::disk(&directory);
+                match fs::remove_file(&disk) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(Error::state("remove", &disk)(error));
+                    }
+                    _ => {}
                 }
-                _ => {}
-            }
-            match store.release(&image, &id.to_string()) {
-                Err(image::store::StoreError::NotFound(_)) | Ok(()) => {}
-                Err(source) => return Err(image_error(image.to_string(), source)),
-            }
-            match fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(Error::state("remove", &directory)(error))
+                match store.release(&image, &id.to_string()) {
+                    Err(image::store::StoreError::NotFound(_)) | Ok(()) => {}
+                    Err(source) => return Err(image_error(image.to_string(), source)),
                 }
-                _ => all.sweep(grown_from),
-            }
-        })
-        .await
+                match fs::remove_dir_all(&directory) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        Err(Error::state("remove", &directory)(error))
+                    }
+                    _ => all.sweep(grown_from),
+                }
+            })
+            .await
     }
 
     // --- names ------------------------------------------------------------------------------------
@@ -624,16 +637,5 @@ pub(crate) fn image_error(image: String, source: image::store::StoreError) -> Er
             image,
             source: Box::new(source),
         },
-    }
-}
-
-/// Runs what waits for disks on a thread of its own.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Err(Error::ShuttingDown),
     }
 }

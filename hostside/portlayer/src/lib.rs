@@ -58,6 +58,7 @@ mod restart;
 pub mod spec;
 mod stream;
 mod task;
+mod under_way;
 
 pub use admission::Limits;
 pub use command::Removal;

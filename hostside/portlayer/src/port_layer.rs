@@ -92,9 +92,10 @@ impl PortLayer {
         Ok(Self { layer })
     }
 
-    /// Stops attending to the containers, which run on; what is not stored stays in their guests.
+    /// Stops attending to the containers, which run on; what is not stored stays in their guests. Nothing is
+    /// under way when it returns: another controller may open the same state.
     pub async fn close(&self) {
-        self.layer.close();
+        self.layer.close().await;
     }
 
     /// The driver's name.

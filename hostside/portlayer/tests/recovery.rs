@@ -200,10 +200,10 @@ async fn a_hundred_killed_controllers_lose_nothing() {
         let (churner, spec) = (layer.clone(), world.named("churn", &STOPS));
         load.push(tokio::spawn(async move { churn(&churner, spec).await }));
         tokio::time::sleep(Duration::from_micros(random.below(20_000))).await;
-        layer.close().await;
         for task in load {
             task.abort();
         }
+        layer.close().await;
     }
     let layer = world.open().await;
     let mut expected = BTreeMap::new();

@@ -25,10 +25,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use vsphere::concentrator::Concentrator;
 use vsphere::serial::Reached;
+
+/// How long what is being written to disks is waited for at the end.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// Serves until it is told to end.
 ///
@@ -159,7 +163,13 @@ async fn serve(state: Option<&Path>, args: ServeArgs) -> Result<()> {
         shutdown,
     )
     .await;
-    port_layer.close().await;
+    // One who is killed leaves no more behind than one who does not wait.
+    if tokio::time::timeout(ENDING, port_layer.close())
+        .await
+        .is_err()
+    {
+        tracing::info!("something was still being written to a disk");
+    }
     if let Some(qemu) = qemu {
         qemu.end_spares();
     }

@@ -34,11 +34,12 @@ use crate::container::{Container, StartFailure, State};
 use crate::error::Error;
 use crate::event::Action;
 use crate::identity::ContainerId;
-use crate::layer::{IMAGE, Layer, blocking, image_error};
+use crate::layer::{IMAGE, Layer, image_error};
 use crate::log::Writer;
 use crate::machine;
 use crate::record::{self, Kept, Made};
 use crate::spec::{ContainerSpec, NetworkAttachment};
+use crate::under_way::UnderWay;
 
 /// Most children of one request.
 pub(crate) const MOST: u32 = 64;
@@ -131,11 +132,13 @@ impl Task {
             source: DiskSource::File(branching.parent_disk.clone()),
             ..disk.clone()
         };
-        blocking({
-            let prepared = branching.clone();
-            move || prepared.prepare()
-        })
-        .await?;
+        layer
+            .under_way
+            .blocking({
+                let prepared = branching.clone();
+                move || prepared.prepare()
+            })
+            .await?;
         let forks = children
             .iter()
             .map(|child| {
@@ -151,7 +154,11 @@ impl Task {
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let bystander = Arc::new(Guest { channel, branching });
+        let bystander = Arc::new(Guest {
+            channel,
+            branching,
+            under_way: layer.under_way.clone(),
+        });
         let forked = layer
             .driver
             .fork_running(&self.machine, vec![goes_on], forks, bystander)
@@ -458,6 +465,7 @@ impl Branching {
 struct Guest {
     channel: Arc<Channel>,
     branching: Branching,
+    under_way: UnderWay,
 }
 
 #[async_trait]
@@ -473,8 +481,12 @@ impl Bystander for Guest {
     }
 
     async fn branch(&self) -> Result<(), Cause> {
-        let branching = self.branching.clone();
-        tokio::task::spawn_blocking(move || branching.branch())
+        let (branching, piece) = (self.branching.clone(), self.under_way.begin());
+        let branch = move || {
+            let _piece = piece;
+            branching.branch()
+        };
+        tokio::task::spawn_blocking(branch)
             .await
             .unwrap_or_else(|error| Err(Cause::because("cannot branch its disk", error)))
     }
