@@ -152,6 +152,9 @@ func faultNamed(name string, of types.ManagedObjectReference) (types.BaseMethodF
 		return nil, fmt.Errorf("%q is no fault", name)
 	}
 	nameObjects(value.Elem(), of)
+	if busy, ok := fault.(*types.TaskInProgress); ok {
+		busy.Task = lastTask(of)
+	}
 	return fault, nil
 }
 

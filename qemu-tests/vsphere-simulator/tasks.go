@@ -85,10 +85,16 @@ func waitTask(reference types.ManagedObjectReference) (types.AnyType, types.Base
 	}
 }
 
+// taskManager is the one that has the recent tasks.
+func taskManager() *simulator.TaskManager {
+	content := registry().Get(vim25.ServiceInstance).(*simulator.ServiceInstance).Content
+	manager, _ := registry().Get(*content.TaskManager).(*simulator.TaskManager)
+	return manager
+}
+
 // dropTask takes away a task that nobody asked for.
 func dropTask(reference types.ManagedObjectReference) {
-	content := registry().Get(vim25.ServiceInstance).(*simulator.ServiceInstance).Content
-	if manager, ok := registry().Get(*content.TaskManager).(*simulator.TaskManager); ok {
+	if manager := taskManager(); manager != nil {
 		manager.Lock()
 		var recent []types.ManagedObjectReference
 		for _, other := range manager.RecentTask {
@@ -100,6 +106,22 @@ func dropTask(reference types.ManagedObjectReference) {
 		manager.Unlock()
 	}
 	registry().Remove(reference)
+}
+
+// lastTask is the newest task of an object; the object itself, if it has none.
+func lastTask(of types.ManagedObjectReference) types.ManagedObjectReference {
+	last := of
+	if manager := taskManager(); manager != nil {
+		manager.Lock()
+		recent := append([]types.ManagedObjectReference(nil), manager.RecentTask...)
+		manager.Unlock()
+		for _, reference := range recent {
+			if task, ok := registry().Get(reference).(*simulator.Task); ok && task.Info.Entity != nil && *task.Info.Entity == of {
+				last = reference
+			}
+		}
+	}
+	return last
 }
 
 // taskNames are the names of tasks that are not the method's.

@@ -1,6 +1,7 @@
 //! What a server says when it refuses or fails: the fault's own type and words, whoever reads them.
 
-use crate::soap::Node;
+use crate::soap::{Element as _, Node};
+use crate::types::ManagedObject;
 
 /// A fault of the API, from an answer or from a task. Its type keeps its name and its fields, known here or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +73,11 @@ impl Fault {
     /// The field of this name.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.detail.text_of(name)
+    }
+
+    /// The object that the field of this name is a reference to.
+    pub fn object(&self, name: &str) -> Option<ManagedObject> {
+        ManagedObject::read(self.detail.child(name)?).ok()
     }
 
     /// Whether the session that asked was not, or is no longer, logged in.

@@ -79,6 +79,20 @@ where
     ended.end(collector, progress).await
 }
 
+/// Waits for the end of a task that somebody began, however it ends; at once if it is over and forgotten. Whether
+/// the server could be asked.
+pub async fn ended(collector: &Collector, task: ManagedObject) -> bool {
+    let other = Pending {
+        method: "",
+        object: task.clone(),
+        task,
+    };
+    match other.end(collector, &mut quiet).await {
+        Ok(_) | Err(Error::Task { .. } | Error::TaskGone { .. }) => true,
+        Err(_) => false,
+    }
+}
+
 fn object_of<M: DataObject>(method: &M) -> ManagedObject {
     crate::session::this(method)
 }

@@ -9,8 +9,10 @@ use hypervisor::{
     Metadata, PowerOff,
 };
 
+use super::power::already;
 use super::record::{self, Edit, Entries};
 use super::{Core, cause, devices, unsupported, view};
+use crate::property::Objects;
 use crate::types::{
     Backing, BootableDevice, CreateVM_Task, Destroy_Task, ManagedObject, ToolsConfigInfo,
     VirtualMachineBootOptions, VirtualMachineBootOptionsBootableCdromDevice,
@@ -25,6 +27,8 @@ const OLD_GUEST: &str = "other3xLinux64Guest";
 const MEMORY_STEP: u64 = 4;
 /// What the name of a fork ends with, unless what it takes the place of has that.
 pub const FORK_SUFFIX: &str = ".f";
+/// How often power is cut that comes while a machine is being removed.
+const MOST_CUTS: u32 = 3;
 /// The longest name an object of the inventory has.
 const NAME_MAX: usize = 80;
 
@@ -300,10 +304,19 @@ impl Core {
         let destroy = Destroy_Task {
             _this: object.clone(),
         };
-        let left = |objects: &crate::property::Objects| objects.get(object).is_none().then_some(());
-        self.task_seen(&destroy, left)
-            .await
-            .map_err(|error| cause("the server does not remove it", error))?;
+        let left = |objects: &Objects| objects.get(object).is_none().then_some(());
+        for again in 0.. {
+            let refused = match self.task_seen(&destroy, left).await {
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            // Power that an earlier controller asked for, or somebody else, may come only now.
+            if again == MOST_CUTS || !already(&refused, "poweredOn") {
+                return Err(cause("the server does not remove it", refused));
+            }
+            tracing::info!(machine = %object, "it was powered on while it was being removed");
+            self.cut_power(object).await?;
+        }
         self.collector
             .wait(left)
             .await

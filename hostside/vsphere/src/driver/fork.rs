@@ -128,7 +128,7 @@ impl Core {
             let done = |objects: &Objects| born(objects).map(drop);
             let cloned = self.task_seen(&clone, done).await;
             cloned.map_err(|error| cause("the server does not clone its template", error))?;
-            let known = tokio::time::timeout(super::DOUBT, self.collector.wait(ran)).await;
+            let known = tokio::time::timeout(super::calls::DOUBT, self.collector.wait(ran)).await;
             let (object, properties) = known
                 .map_err(|_| Cause::hypervisor("its clone is not heard of, or does not run"))?
                 .map_err(|error| cause("its clone is not heard of", error))?;

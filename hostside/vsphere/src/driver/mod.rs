@@ -20,6 +20,7 @@
 //! A power on forks where it can ([`fork`], [`template`]): then it is `InstantClone_Task` and `ReconfigVM_Task`,
 //! and, while the guest begins, `ReconfigVM_Task` and `Destroy_Task` for what the machine was before.
 
+mod calls;
 mod change;
 mod console;
 mod create;
@@ -56,18 +57,16 @@ use tokio::task::AbortHandle;
 
 pub use place::PlaceNames;
 
-use crate::property::{Collector, Objects, Properties};
+use crate::property::{Collector, Properties};
 use crate::serial::{CHANNEL, SerialPorts};
-use crate::session::{self, Client, chain};
+use crate::session::{self, Client};
 use crate::task;
-use crate::types::{ManagedObject, Method, ReconfigVM_Task, VirtualMachineConfigSpec};
+use crate::types::ManagedObject;
 
 const DRIVER: &str = "vsphere";
 /// How often a VCH that has an owner is tried again, 20 ms apart: a process that an owner was about to start
 /// holds its lock until it executes its program.
 const OWNER_PATIENCE: u32 = 50;
-/// How long it is waited for what may have been done by a call whose answer got lost.
-const DOUBT: Duration = Duration::from_secs(30);
 
 /// What the driver needs.
 #[derive(Debug, Clone)]
@@ -362,68 +361,6 @@ impl Core {
             .look(|objects| view::find(objects, id))
             .filter(|(_, properties)| self.record(properties).is_some())
             .ok_or(Cause::NotFound { what: "machine" })
-    }
-
-    /// Runs a task to its end.
-    pub async fn task<M>(
-        &self,
-        method: &M,
-    ) -> std::result::Result<Option<crate::soap::Node>, session::Error>
-    where
-        M: Method<Returns = ManagedObject>,
-    {
-        task::run(&self.client, &self.collector, method, &mut task::quiet).await
-    }
-
-    /// The same, of what can be seen when it is done: then it is done, also if the answer got lost or the task
-    /// says that it failed.
-    pub async fn task_seen<M>(
-        &self,
-        method: &M,
-        mut seen: impl FnMut(&Objects) -> Option<()> + Send,
-    ) -> std::result::Result<Option<crate::soap::Node>, session::Error>
-    where
-        M: Method<Returns = ManagedObject>,
-    {
-        let error = match self.task(method).await {
-            Ok(result) => return Ok(result),
-            // It was so already, and somebody else's doing.
-            Err(error) if error.is("InvalidPowerState") => return Err(error),
-            Err(error) => error,
-        };
-        let done = self.collector.look(&mut seen).is_some();
-        let done = done
-            || error.is_open()
-                && matches!(
-                    tokio::time::timeout(DOUBT, self.collector.wait(seen)).await,
-                    Ok(Ok(()))
-                );
-        if !done {
-            return Err(error);
-        }
-        tracing::warn!(method = M::NAME, error = %chain(&error), "it was done all the same");
-        Ok(None)
-    }
-
-    /// Reconfigures a machine. What is written on it is known at once.
-    pub async fn reconfigure_machine(
-        &self,
-        machine: &ManagedObject,
-        spec: VirtualMachineConfigSpec,
-    ) -> std::result::Result<(), session::Error> {
-        let reconfigure = ReconfigVM_Task {
-            _this: machine.clone(),
-            spec,
-        };
-        self.task(&reconfigure).await?;
-        let options = &reconfigure.spec.extraConfig;
-        if !options.is_empty() {
-            self.collector.assume(machine, |properties| {
-                let property = properties.entry("config.extraConfig".into()).or_default();
-                record::merge(property, options);
-            });
-        }
-        Ok(())
     }
 
     /// Takes care of the machines that are there already.

@@ -154,7 +154,7 @@ impl Core {
             None => Some(()),
             Some(properties) => (view::power(properties) == Power::PoweredOn).then_some(()),
         });
-        match tokio::time::timeout(super::DOUBT, seen).await {
+        match tokio::time::timeout(super::calls::DOUBT, seen).await {
             Ok(seen) => seen.map_err(|error| cause("the server is not heard of any more", error)),
             Err(_) => Ok(()),
         }
@@ -227,6 +227,25 @@ impl Core {
         cell.end_run();
         seen.map_err(|error| cause("the server is not heard of any more", error))?;
         self.settle(id).await
+    }
+
+    /// Takes the power of a virtual machine, whatever else it is. Off or gone already is success.
+    pub async fn cut_power(&self, object: &ManagedObject) -> Result<(), Cause> {
+        let gone_or_off = |objects: &crate::property::Objects| match objects.get(object) {
+            None => Some(()),
+            Some(properties) => (view::power(properties) == Power::PoweredOff).then_some(()),
+        };
+        let cut = PowerOffVM_Task {
+            _this: object.clone(),
+        };
+        match self.task_seen(&cut, gone_or_off).await {
+            Err(error) if !already(&error, "poweredOff") => {
+                return Err(cause("the server does not power it off", error));
+            }
+            _ => {}
+        }
+        let off = self.collector.wait(gone_or_off).await;
+        off.map_err(|error| cause("the server is not heard of any more", error))
     }
 
     pub async fn suspend(self: Arc<Self>, id: &MachineId) -> Result<(), Cause> {

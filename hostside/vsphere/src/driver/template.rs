@@ -34,7 +34,7 @@ use crate::property::{Objects, Properties};
 use crate::serial::CONSOLE;
 use crate::session::chain;
 use crate::types::{
-    ConfigOption, CreateVM_Task, ManagedObject, PowerOffVM_Task, VirtualMachineConfigSpec,
+    ConfigOption, CreateVM_Task, ManagedObject, VirtualMachineConfigSpec,
     VirtualMachinePowerState as Power,
 };
 
@@ -478,17 +478,7 @@ impl Core {
             Some(properties) => (view::power(properties) == Power::PoweredOff).then_some(()),
         };
         if self.collector.look(gone_or_off).is_none() {
-            let cut = PowerOffVM_Task {
-                _this: object.clone(),
-            };
-            match self.task_seen(&cut, gone_or_off).await {
-                Err(error) if !super::power::already(&error, "poweredOff") => {
-                    return Err(cause("the server does not power it off", error));
-                }
-                _ => {}
-            }
-            let off = self.collector.wait(gone_or_off).await;
-            off.map_err(|error| cause("the server is not heard of any more", error))?;
+            self.cut_power(object).await?;
         }
         match self.remove_from_server(object).await {
             Err(Cause::NotFound { .. }) => Ok(()),

@@ -166,6 +166,64 @@ async fn a_removal_that_was_cut_short_is_finished_by_the_next_controller() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_gets_power_while_it_is_removed_is_removed() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("a_machine_that_gets_power_while", kind).await else {
+            return;
+        };
+        let id = rig.make("late").await;
+        let object = rig.object(&id).await;
+        rig.simulator
+            .rule(json!({"method": "Destroy_Task", "do": "delay", "ms": 1500, "times": 1}));
+        let client = rig.simulator.client().await.unwrap();
+        let (gone, on) = tokio::join!(rig.driver.destroy(&id), async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let power = PowerOnVM_Task {
+                _this: object,
+                host: None,
+            };
+            client.call(&power).await
+        });
+        on.unwrap();
+        gone.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(others_view(&rig.simulator).await.len(), 0);
+        assert_eq!(rig.simulator.calls()["PowerOffVM_Task"], 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_waits_for_the_one_that_is_in_its_way() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("a_task_waits_for_the_one", kind).await else {
+            return;
+        };
+        let id = rig.make("busy").await;
+        // Before anything that could be waited for, and with the task in the way named.
+        rig.simulator.rule(json!({"method": "ReconfigVM_Task", "do": "fault", "fault": "TaskInProgress", "times": 2}));
+        let mut change = Reconfigure {
+            cpus: Cpus::new(2).unwrap(),
+            memory: Memory::from_mib(64).unwrap(),
+        };
+        rig.driver.reconfigure(&id, change).await.unwrap();
+        let object = rig.object(&id).await;
+        let client = rig.simulator.client().await.unwrap();
+        rig.simulator
+            .rule(json!({"method": "PowerOnVM_Task", "do": "slow-task", "ms": 1500, "times": 1}));
+        rig.simulator.rule(json!({"method": "ReconfigVM_Task", "do": "fault", "fault": "TaskInProgress", "times": 1}));
+        let power = PowerOnVM_Task {
+            _this: object,
+            host: None,
+        };
+        client.call(&power).await.unwrap();
+        rig.simulator.forget_calls();
+        change.cpus = Cpus::new(3).unwrap();
+        rig.driver.reconfigure(&id, change).await.unwrap();
+        assert_eq!(rig.simulator.calls()["ReconfigVM_Task"], 2);
+        assert_eq!(rig.power(&id).await, PowerState::On, "it was waited for");
+    }
+}
+
 #[tokio::test]
 async fn a_vch_has_one_owner_at_a_time() {
     let Some(rig) = Rig::start("a_vch_has_one_owner", Kind::VCenter).await else {
