@@ -6,16 +6,25 @@
 //! stopped, copies what has changed since, as far as the kernel tells (soft-dirty bits,
 //! Documentation/admin-guide/mm/soft-dirty.rst), else every page of the process's own.
 //!
+//! The process that was copied goes on with the file as well: it is put in the place of its memory while the
+//! guest stands still ([`Copy::share`]), so that parent and children have one copy of what none has written to.
+//!
 //! The file is sealed when it is whole: nobody can change it any more, and a balloon in a child cannot
 //! punch what it gives back out of its siblings' memory.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use hypervisor::Cause;
+use nix::libc;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 
+use super::inject::{self, Mapping};
+
+/// What the files are called that forks share.
+const NAME: &str = "vch-fork";
 /// Of the host, in bytes; x86-64 has no other.
 const PAGE: u64 = 4096;
 /// Bytes read at once.
@@ -38,6 +47,60 @@ pub struct Place {
     pub address: u64,
     /// Its length in bytes.
     pub bytes: u64,
+}
+
+impl Place {
+    /// The number of the file of an earlier fork's that this memory is a private view of, if it is.
+    fn fork_below(&self) -> io::Result<Option<u64>> {
+        let all = Mapping::all(self.pid)?;
+        let name = format!("/memfd:{NAME} ");
+        let here = all
+            .into_iter()
+            .find(|mapping| mapping.start == self.address);
+        let here = here.ok_or_else(|| io::Error::other("its memory is not where it was"))?;
+        Ok((here.path.starts_with(&name) && here.offset == 0).then_some(here.inode))
+    }
+
+    /// The file of an earlier fork's that this memory is a private view of, if it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Hypervisor`]: the process cannot be looked into.
+    pub fn below(&self) -> Result<Option<File>, Cause> {
+        let open = || -> io::Result<Option<File>> {
+            let Some(inode) = self.fork_below()? else {
+                return Ok(None);
+            };
+            let all = descriptors_of(self.pid, inode)?;
+            let fd = all.first().ok_or_else(|| {
+                io::Error::other("the file below its memory is not among its own")
+            })?;
+            File::open(format!("/proc/{}/fd/{fd}", self.pid)).map(Some)
+        };
+        open().map_err(of_copy)
+    }
+}
+
+/// By which descriptors a process has the file of this number in the host's memory.
+fn descriptors_of(pid: u32, inode: u64) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One that was closed meanwhile, or whose file cannot be looked at, is another's.
+        let is_ours = std::fs::metadata(entry.path()).is_ok_and(|file| file.ino() == inode)
+            && std::fs::read_link(entry.path()).is_ok_and(|path| {
+                path.to_string_lossy()
+                    .starts_with(&format!("/memfd:{NAME} "))
+            });
+        if is_ours {
+            found.push(number);
+        }
+    }
+    Ok(found)
 }
 
 /// A copy being made.
@@ -71,10 +134,9 @@ impl Copy {
                 source,
             })
         };
-        let base =
-            rustix::fs::memfd_create("vch-fork", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-                .map(File::from)
-                .map_err(|errno| of_copy(errno.into()))?;
+        let base = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map(File::from)
+            .map_err(|errno| of_copy(errno.into()))?;
         base.set_len(place.bytes).map_err(of_copy)?;
         let pages = usize::try_from(place.bytes / PAGE).unwrap_or(usize::MAX);
         Ok(Self {
@@ -115,13 +177,56 @@ impl Copy {
         self.pass().map_err(of_copy)
     }
 
+    /// Puts the file in the place of the process's memory, which holds the same: nothing may have been written to
+    /// either since the last pass, nor may be until this returns. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Why the process keeps its memory as it is.
+    pub fn share(&self) -> io::Result<()> {
+        let Place {
+            pid,
+            address,
+            bytes,
+        } = self.place;
+        let file = format!(
+            "/proc/{}/fd/{}\0",
+            std::process::id(),
+            self.base.as_raw_fd()
+        );
+        let former = match self.place.fork_below()? {
+            Some(inode) => descriptors_of(pid, inode)?,
+            None => Vec::new(),
+        };
+        inject::within(pid, |process| {
+            let at = process.data(file.as_bytes())?;
+            let current = i64::from(libc::AT_FDCWD).cast_unsigned();
+            let how = (libc::O_RDONLY | libc::O_CLOEXEC).unsigned_abs().into();
+            let fd = process.call(libc::SYS_openat, [current, at, how, 0, 0, 0])?;
+            let access = (libc::PROT_READ | libc::PROT_WRITE).unsigned_abs().into();
+            let kind = (libc::MAP_PRIVATE | libc::MAP_FIXED).unsigned_abs().into();
+            process.call(libc::SYS_mmap, [address, bytes, access, kind, fd, 0])?;
+            // As it was started (`dump-guest-core=off`).
+            let advice = libc::MADV_DONTDUMP.unsigned_abs().into();
+            process.call(libc::SYS_madvise, [address, bytes, advice, 0, 0, 0])?;
+            // What it was a view of until now is kept by nobody for its sake.
+            let how = libc::O_CLOEXEC.unsigned_abs().into();
+            for old in &former {
+                process.call(libc::SYS_dup3, [fd, *old, how, 0, 0, 0])?;
+            }
+            if !former.is_empty() {
+                process.call(libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
+            }
+            Ok(())
+        })
+    }
+
     /// The file, which nobody can change any more, and how many bytes it holds.
     ///
     /// # Errors
     ///
     /// [`Cause::Hypervisor`].
     pub fn finish(self) -> Result<(File, u64), Cause> {
-        use std::os::unix::fs::MetadataExt as _;
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&self.base, seals).map_err(|errno| of_copy(errno.into()))?;
         let held = self.base.metadata().map_err(of_copy)?.blocks() * 512;
@@ -363,5 +468,66 @@ mod tests {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         assert!(rustix::fs::fallocate(&file, flags, 0, PAGE).is_err());
         assert!(file.set_len(0).is_err());
+    }
+
+    /// A process that waits for something to copy, and memory of its own that it goes on to use.
+    fn cat() -> (std::process::Child, Place) {
+        use std::process::{Command, Stdio};
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("cat");
+        copies(&mut child);
+        let all = Mapping::all(child.id()).expect("mappings");
+        let heap = all.iter().find(|mapping| mapping.path == "[heap]");
+        let heap = heap.expect("a heap");
+        let place = Place {
+            pid: child.id(),
+            address: heap.start,
+            bytes: heap.end - heap.start,
+        };
+        (child, place)
+    }
+
+    fn copies(cat: &mut std::process::Child) {
+        use std::io::{Read as _, Write as _};
+        let text = b"it runs\n";
+        cat.stdin.as_mut().unwrap().write_all(text).unwrap();
+        let mut read = [0; 8];
+        cat.stdout.as_mut().unwrap().read_exact(&mut read).unwrap();
+        assert_eq!(&read, text);
+    }
+
+    #[test]
+    fn a_process_goes_on_with_the_file_in_the_place_of_its_memory() {
+        let (mut cat, place) = cat();
+        assert!(place.below().unwrap().is_none());
+        let mut before: Option<u64> = None;
+        for _ in 0..3 {
+            let mut copy = Copy::begin(place, place.below().unwrap()).unwrap();
+            copy.ahead().unwrap();
+            copy.rest().unwrap();
+            let mut content = vec![0; usize::try_from(place.bytes).unwrap()];
+            let memory = copy.memory.try_clone().unwrap();
+            memory.read_exact_at(&mut content, place.address).unwrap();
+            copy.share().unwrap();
+            let (file, _) = copy.finish().unwrap();
+            let mut shared = vec![0; content.len()];
+            file.read_exact_at(&mut shared, 0).unwrap();
+            assert!(shared == content);
+            memory.read_exact_at(&mut shared, place.address).unwrap();
+            assert!(shared == content);
+            let inode = file.metadata().unwrap().ino();
+            assert_eq!(place.fork_below().unwrap(), Some(inode));
+            assert_eq!(descriptors_of(place.pid, inode).unwrap().len(), 1);
+            if let Some(before) = before.replace(inode) {
+                let kept = descriptors_of(place.pid, before).unwrap();
+                assert_eq!(kept, [0; 0], "what nobody needs is let go");
+            }
+            copies(&mut cat);
+        }
+        drop(cat.stdin.take());
+        assert!(cat.wait().unwrap().success());
     }
 }

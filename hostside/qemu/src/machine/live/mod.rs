@@ -8,14 +8,15 @@
 //! ```
 //!
 //! The parent's device state is saved without its memory (`xen-save-devices-state`, which unlike a
-//! migration minds no VMDK open for writing); its memory is copied into a file that every child maps
-//! privately ([`memory`]); what its disks are then is never written to again.
+//! migration minds no VMDK open for writing); its memory is copied into a file that every child, and from
+//! then on the parent, maps privately ([`memory`]); what its disks are then is never written to again.
 //!
 //! **Killed at any instant.** The file [`MARK`] in the parent's directory says that it may stand still,
 //! and on which disks: who adopts the machine lets it run. A child's record says that it is off until it
 //! has all of its state; who finds a QEMU of a machine that is off ends it.
 
 mod child;
+mod inject;
 mod memory;
 mod parent;
 
@@ -86,7 +87,10 @@ impl Machine {
             address: guest_memory(&qmp).await?,
             bytes: spec.memory.bytes(),
         };
-        let below = line.memory_fd.map(|fd| open_of(pid, fd)).transpose()?;
+        let below = match place.below()? {
+            Some(file) => Some(file),
+            None => line.memory_fd.map(|fd| open_of(pid, fd)).transpose()?,
+        };
         let copy = blocking(move || {
             let mut copy = Copy::begin(place, below)?;
             copy.ahead()?;
@@ -151,6 +155,9 @@ impl Machine {
             })?;
             let copied = blocking(move || {
                 let copied = copy.rest()?;
+                if let Err(error) = copy.share() {
+                    tracing::warn!(%error, "a machine that was forked does not share its memory");
+                }
                 Ok((copy, copied))
             })
             .await?;
