@@ -1,11 +1,11 @@
 //! `vch fork`: running containers out of a running one.
 
-use super::Case;
+use super::{Case, spares};
 use crate::docker::Docker;
 use crate::harness::{Context, skip};
 use crate::random::Random;
 use anyhow::{Context as _, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -80,6 +80,36 @@ fn goes_on(docker: &Docker, name: &str) -> Result<()> {
     panic!("{name} stands still at {before}");
 }
 
+/// The files that live forks have their memory from: how many machines map each.
+fn shared(t: &Context) -> Result<BTreeMap<String, usize>> {
+    let mut files = BTreeMap::new();
+    for pid in spares::running_in(&t.state().join("vch"))? {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+        let mut lines = maps.lines();
+        let Some(line) = lines.find(|line| line.contains("/memfd:vch-fork ")) else {
+            continue;
+        };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        *files.entry(words[4].to_owned()).or_default() += 1;
+        let mut pages = |name: &str| -> Result<u64> {
+            let line = lines
+                .find(|line| line.starts_with(name))
+                .context("no line")?;
+            Ok(line
+                .split_whitespace()
+                .nth(1)
+                .context("no number")?
+                .parse()?)
+        };
+        let (all, own) = (pages("Rss:")?, pages("Anonymous:")?);
+        assert!(
+            own < all / 2,
+            "{pid} has {own} KiB of {all} for itself: {maps}"
+        );
+    }
+    Ok(files)
+}
+
 fn script(t: &Context) -> Result<()> {
     let docker = Docker::serve(t)?;
     // A file that stays open, a number that is nowhere but in memory, a file of its own on the disk.
@@ -92,6 +122,8 @@ fn script(t: &Context) -> Result<()> {
     let at_fork = count(&docker, "parent")?;
     let children = fork(&docker, &["parent", "--count", "2"])?;
     assert_eq!(children.len(), 2);
+    // One copy of what was there, for the parent as well.
+    assert_eq!(shared(t)?.into_values().collect::<Vec<_>>(), [3]);
     let all = [&["parent".to_owned()], &children[..]].concat();
     for name in &all {
         goes_on(&docker, name)?;
@@ -124,6 +156,7 @@ fn script(t: &Context) -> Result<()> {
     }
     // A child is forked again, and its child outlives it.
     let grandchild = fork(&docker, &[&children[0]])?.remove(0);
+    assert_eq!(shared(t)?.into_values().collect::<Vec<_>>(), [2, 2]);
     docker.ok(["rm", "-f", &children[0]])?;
     goes_on(&docker, &grandchild)?;
     goes_on(&docker, "parent")?;

@@ -83,7 +83,7 @@ fn taken_over(t: &Context) -> Result<Vec<PathBuf>> {
 }
 
 /// The processes that run in a directory.
-fn running_in(home: &std::path::Path) -> Result<Vec<u32>> {
+pub(super) fn running_in(home: &std::path::Path) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let path = entry?.path();

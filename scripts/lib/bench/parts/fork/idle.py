@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...figures import Figure, NotMeasured
 from ..docker import IMAGE, Docker
-from .place import fork, vch
+from .place import fork, machines, vch
 
 BOOTED = "as many booted"
 HOST = 16 << 30
@@ -74,26 +74,21 @@ class Held:
     """Host memory of a VCH, bytes."""
 
     def __init__(self, docker: Docker, templates: Path):
-        home = os.path.realpath(docker.socket.parent)
         self.controller = of_process(docker.server.pid)
         files = {of_file(path.stat()) for path in templates.rglob("*") if path.is_file()}
         self.template = sum(size for _, size in files)
         self.all = self.controller
         self.machines = 0
-        for process in Path("/proc").iterdir():
+        for process in machines(docker):
             try:
-                if not os.readlink(process / "cwd").startswith(f"{home}/"):
-                    continue
-                if not os.path.basename(os.readlink(process / "exe")).startswith("qemu-system"):
-                    continue
                 self.all += of_process(process.name)
-                self.machines += 1
                 for opened in (process / "fd").iterdir():
                     if os.readlink(opened).startswith(("/memfd:", str(templates))):
                         files.add(of_file(opened.stat()))
             except OSError:
-                # Not a process, not ours, or ended meanwhile.
+                # Ended meanwhile.
                 continue
+            self.machines += 1
         self.all += sum(size for _, size in files)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...figures import Figure, NotMeasured
 from ...guest import DEADLINE, MACHINE, qemu
 from ..docker import IMAGE, timed
-from .place import fork, vch
+from .place import fork, machines, vch
 
 # MiB of a guest's memory.
 GUESTS = [64, 128, 256, 512]
@@ -30,22 +30,27 @@ def measurements(artifacts, plan):
     for mib in GUESTS:
         for kind, fill in FILLS.items():
             guest = f"live fork of {mib} MiB, {kind}"
-            names = [f"{guest}: the parent's pause", f"{guest}: its longest silence"]
+            figures = ["the parent's pause", "its longest silence", "its pause when it is forked again", "what it has of its own"]
+            names = [f"{guest}: {figure}" for figure in figures]
             yield names, lambda names=names, mib=mib, fill=fill(mib): pauses(artifacts, plan, names, mib, fill)
 
 
 def pauses(artifacts, plan, names, mib, fill):
-    paused, copied, snapshots, silent, quiet = [], [], [], [], []
+    """Of parents that were never forked before, each of which is then forked once more."""
+    snapshots, silent, quiet, before, after = [], [], [], [], []
+    rounds = plan.pairs(10)
     with vch(artifacts, "--container-memory", f"{mib}m") as (docker, _):
-        port = free_port()
-        words = ["--name", "parent", "-p", f"127.0.0.1:{port}:{PORT}", IMAGE, "/ticker", str(fill), str(PORT)]
-        docker("create", *words)
-        docker("cp", str(artifacts.baseline("ticker")), "parent:/ticker")
-        docker("start", "parent")
-        with Ticks(port) as ticks:
-            for _ in range(plan.pairs(10)):
+        for number in range(rounds):
+            port = free_port()
+            parent = f"parent{number}"
+            words = ["--name", parent, "-p", f"127.0.0.1:{port}:{PORT}", IMAGE, "/ticker", str(fill), str(PORT)]
+            docker("create", *words)
+            docker("cp", str(artifacts.baseline("ticker")), f"{parent}:/ticker")
+            docker("start", parent)
+            with Ticks(port) as ticks:
+                before.append(own_memory(docker))
                 begun = time.monotonic()
-                children = fork(artifacts, docker, "parent")
+                children = fork(artifacts, docker, parent)
                 ended = time.monotonic()
                 docker("rm", "-f", *children)
                 # As long again with nobody forking.
@@ -53,17 +58,38 @@ def pauses(artifacts, plan, names, mib, fill):
                 ticks.wait_until(began + (ended - begun))
                 silent.append(ticks.longest(begun, ended))
                 quiet.append(ticks.longest(began, began + (ended - begun)))
-                snapshots.append(snapshot(artifacts, mib, fill))
-        for pause, bytes_copied in SAID.findall((docker.socket.parent / "log").read_text()):
-            paused.append(int(pause) / 1e6)
-            copied.append(int(bytes_copied))
-    if len(paused) != len(snapshots):
-        raise NotMeasured(f"the controller told of {len(paused)} forks of {len(snapshots)}")
-    note = f"{sorted(copied)[len(copied) // 2] / 1e6:.0f} MB copied while it stands still" if any(copied) else ""
+                after.append(own_memory(docker))
+                docker("rm", "-f", *fork(artifacts, docker, parent))
+            docker("rm", "-f", parent)
+            snapshots.append(snapshot(artifacts, mib, fill))
+        said = SAID.findall((docker.socket.parent / "log").read_text())
+    if len(said) != 2 * rounds:
+        raise NotMeasured(f"the controller told of {len(said)} forks of {2 * rounds}")
+    first, again = said[::2], said[1::2]
     return [
-        Figure("fork", names[0], "seconds", paused, snapshots, SNAPSHOT, note=note),
+        Figure("fork", names[0], "seconds", paused(first), snapshots, SNAPSHOT, note=copied(first)),
         Figure("fork", names[1], "seconds", silent, quiet, UNFORKED, note="between two ticks, a millisecond's each, over TCP"),
+        Figure("fork", names[2], "seconds", paused(again), snapshots, SNAPSHOT, note=copied(again)),
+        Figure("fork", names[3], "bytes", after, before, "before it was forked", note="anonymous memory of its QEMU, once its child is gone"),
     ]
+
+
+def paused(forks) -> list:
+    return [int(microseconds) / 1e6 for microseconds, _ in forks]
+
+
+def copied(forks) -> str:
+    each = sorted(int(copied) for _, copied in forks)
+    return f"{each[len(each) // 2] / 1e6:.0f} MB copied while it stands still"
+
+
+def own_memory(docker) -> int:
+    """Anonymous memory of the one QEMU of a VCH, bytes."""
+    processes = list(machines(docker))
+    if len(processes) != 1:
+        raise NotMeasured(f"{len(processes)} machines run, not one")
+    lines = (processes[0] / "smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """A VCH whose templates are a directory's of its own, and forks of what runs in it."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -43,3 +44,17 @@ def fork(artifacts, docker: Docker, container: str, count: int = 1) -> list:
     if result.returncode != 0:
         raise NotMeasured(f"vch fork exited with {result.returncode}: {result.stderr.strip()[-300:]}")
     return result.stdout.split()
+
+
+def machines(docker: Docker):
+    """The directories in /proc of the QEMUs of a VCH."""
+    home = os.path.realpath(docker.socket.parent)
+    for process in Path("/proc").iterdir():
+        try:
+            if not os.readlink(process / "cwd").startswith(f"{home}/"):
+                continue
+            if os.path.basename(os.readlink(process / "exe")).startswith("qemu-system"):
+                yield process
+        except OSError:
+            # Not a process, not ours, or ended meanwhile.
+            continue
