@@ -214,7 +214,11 @@ impl Layer {
                 purpose @ (Purpose::Helper | Purpose::Unborn) => {
                     match self.driver.destroy(&machine.id).await {
                         Err(error) if !matches!(error.cause(), Cause::NotFound { .. }) => {
-                            return Err(Error::driver(error));
+                            // A child's directory would be taken for nobody's.
+                            if matches!(purpose, Purpose::Unborn) {
+                                return Err(Error::driver(error));
+                            }
+                            tracing::warn!(machine = %machine.id, error = chain(&error), "a helper is left behind");
                         }
                         // What else there is of a child is removed with all directories of nobody.
                         _ => {

@@ -32,6 +32,7 @@ use super::console::Run;
 use super::devices::{self, Cable};
 use super::disks::Prepared;
 use super::record::{self, Edit, Entries, Record};
+use super::repair::repaired;
 use super::template::Ready;
 use super::{Core, cause, create, power, view};
 use crate::concentrator::extension::service_name;
@@ -336,11 +337,12 @@ impl Core {
             if !self.coming().contains(&(id, object.clone())) {
                 continue;
             }
-            self.dismiss(&object).await?;
-            repairs.push(Repair {
-                id,
-                what: "removed a fork half made".into(),
-            });
+            if repaired(&id, self.dismiss(&object).await)? {
+                repairs.push(Repair {
+                    id,
+                    what: "removed a fork half made".into(),
+                });
+            }
         }
         for id in self.identities() {
             if self.formers(&id).is_empty() {
@@ -351,11 +353,12 @@ impl Core {
             if self.formers(&id).is_empty() {
                 continue;
             }
-            self.remove_formers(&id).await?;
-            repairs.push(Repair {
-                id,
-                what: "removed what a fork took the place of".into(),
-            });
+            if repaired(&id, self.remove_formers(&id).await)? {
+                repairs.push(Repair {
+                    id,
+                    what: "removed what a fork took the place of".into(),
+                });
+            }
         }
         Ok(repairs)
     }

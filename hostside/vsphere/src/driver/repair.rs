@@ -14,6 +14,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::view::{self, Seen};
 use super::{Core, cause, devices, lease};
+use crate::session::{self, chain};
 use crate::types::{Destroy_Task, ManagedObject, VirtualMachinePowerState};
 
 /// How long after its machine a container's local disk may be removed for its counterpart to go at once.
@@ -40,6 +41,33 @@ async fn removed(files: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether something was repaired. What the server refuses of one machine stands in nobody else's way: it stays as
+/// it is found, and is tried again by the next who looks.
+///
+/// # Errors
+///
+/// The server cannot be asked.
+pub fn repaired(
+    what: &(impl std::fmt::Display + ?Sized),
+    done: Result<(), Cause>,
+) -> Result<bool, Cause> {
+    match done {
+        Ok(()) | Err(Cause::NotFound { .. }) => Ok(true),
+        Err(error) if is_the_servers(&error) => {
+            tracing::warn!(machine = %what, error = chain(&error), "it cannot be repaired now");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the server answered, with a fault.
+fn is_the_servers(error: &Cause) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<session::Error>())
+        .is_some_and(|error| error.fault().is_some())
+}
+
 impl Core {
     pub async fn reconcile(self: Arc<Self>) -> Result<Vec<Repair>, Cause> {
         let mut repairs = self.repair_forks().await?;
@@ -49,23 +77,23 @@ impl Core {
                 Some(id) => {
                     let cell = self.cell(&id);
                     let _one = cell.operation.lock().await;
-                    match self.destroy_locked(&id).await {
-                        Ok(()) | Err(Cause::NotFound { .. }) => {}
-                        Err(error) => return Err(error),
+                    if repaired(&id, self.destroy_locked(&id).await)? {
+                        repairs.push(Repair {
+                            id,
+                            what: "removed a machine half removed".into(),
+                        });
                     }
-                    repairs.push(Repair {
-                        id,
-                        what: "removed a machine half removed".into(),
-                    });
                 }
                 None => {
                     let destroy = Destroy_Task {
                         _this: object.clone(),
                     };
-                    let destroyed = self.task(&destroy).await;
-                    destroyed
-                        .map_err(|error| cause("an upload's machine cannot be removed", error))?;
-                    tracing::info!(machine = %object, "removed what was left of an upload");
+                    let destroyed = self.task(&destroy).await.map(drop);
+                    let destroyed = destroyed
+                        .map_err(|error| cause("an upload's machine cannot be removed", error));
+                    if repaired(&object, destroyed)? {
+                        tracing::info!(machine = %object, "removed what was left of an upload");
+                    }
                 }
             }
         }
@@ -73,8 +101,7 @@ impl Core {
             let unsettled = self.find(&id).is_ok_and(|(_, properties)| {
                 matches!(self.see(&id, &properties), Some(Seen::Unsettled))
             });
-            if unsettled {
-                self.inspect(&id).await?;
+            if unsettled && repaired(&id, self.inspect(&id).await.map(drop))? {
                 repairs.push(Repair {
                     id,
                     what: "wrote down why it is off, which nobody saw".into(),

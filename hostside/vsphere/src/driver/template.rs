@@ -29,6 +29,7 @@ use tokio::io::AsyncReadExt as _;
 use super::datastore::DatastorePath;
 use super::devices::{self, Cable};
 use super::record::{self, Edit, Entries};
+use super::repair::repaired;
 use super::{Core, cause, unsupported, view};
 use crate::property::{Objects, Properties};
 use crate::serial::CONSOLE;
@@ -465,8 +466,9 @@ impl Core {
             let Ok(_one) = slot.failed.try_lock() else {
                 continue;
             };
-            self.dismiss_template(&found).await?;
-            tracing::info!(template = %found.id, "removed a template half made");
+            if repaired(&found.id, self.dismiss_template(&found).await)? {
+                tracing::info!(template = %found.id, "removed a template half made");
+            }
         }
         Ok(())
     }

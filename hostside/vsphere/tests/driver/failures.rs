@@ -167,6 +167,30 @@ async fn a_removal_that_was_cut_short_is_finished_by_the_next_controller() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_cannot_be_repaired_is_in_nobodys_way() {
+    for kind in KINDS {
+        let Some(rig) = Rig::start("a_machine_that_cannot_be_repaired", kind).await else {
+            return;
+        };
+        let (stuck, half) = (rig.make("stuck").await, rig.make("half").await);
+        let object = rig.object(&stuck).await.value;
+        rig.simulator.rule(json!({"method": "Destroy_Task", "object": object, "do": "task-fault", "fault": "HostCommunication"}));
+        rig.driver.destroy(&stuck).await.unwrap_err();
+        rig.simulator.rule(json!({"method": "Destroy_Task", "do": "task-fault", "fault": "HostCommunication", "times": 1}));
+        rig.driver.destroy(&half).await.unwrap_err();
+        let rig = rig.again().await;
+        let repaired = |repairs: Vec<hypervisor::Repair>| -> Vec<MachineId> {
+            repairs.into_iter().map(|repair| repair.id).collect()
+        };
+        assert_eq!(repaired(rig.driver.reconcile().await.unwrap()), [half]);
+        assert_eq!(rig.driver.list().await.unwrap(), []);
+        rig.simulator.forget_rules();
+        assert_eq!(repaired(rig.driver.reconcile().await.unwrap()), [stuck]);
+        assert_eq!(others_view(&rig.simulator).await.len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_gets_power_while_it_is_removed_is_removed() {
     for kind in KINDS {
         let Some(rig) = Rig::start("a_machine_that_gets_power_while", kind).await else {
