@@ -399,15 +399,28 @@ mod tests {
 
     #[test]
     fn a_process_that_is_never_in_a_call_is_left_alone() {
-        let mut busy = Command::new("sh")
-            .args(["-c", "while :; do :; done"])
+        let busy = Command::new("sh")
+            .args(["-c", "echo; while :; do :; done"])
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let error = within(busy.id(), |_| Ok(())).unwrap_err();
+        let mut busy = Ends(busy);
+        let mut begun = [0];
+        let output = busy.0.stdout.as_mut().unwrap();
+        output.read_exact(&mut begun).unwrap();
+        let error = within(busy.0.id(), |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("always at something"), "{error}");
-        assert!(busy.try_wait().unwrap().is_none());
-        busy.kill().unwrap();
-        busy.wait().unwrap();
+        assert!(busy.0.try_wait().unwrap().is_none());
+    }
+
+    /// A process that ends with its test.
+    struct Ends(Child);
+
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::sync::{Mutex, PoisonError};
 
 use hypervisor::Cause;
 use nix::libc;
@@ -31,8 +32,10 @@ const NAME: &str = "vch-fork";
 const PAGE: u64 = 4096;
 /// Bytes read at once.
 const PIECE: usize = 1 << 20;
-/// Entries of the page map read at once.
-const ENTRIES: usize = 1 << 16;
+/// Pages looked at at once, by one of the threads that copy.
+const PART: usize = 1 << 11;
+/// Most threads that copy while a guest stands still.
+const MOST_THREADS: usize = 4;
 
 // Bits of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
@@ -105,6 +108,22 @@ fn descriptors_of(pid: u32, inode: u64) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
+/// What a thread that copies reads into.
+struct Buffers {
+    /// Of the page map.
+    entries: Vec<u8>,
+    data: Vec<u8>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self {
+            entries: vec![0; PART * 8],
+            data: vec![0; PIECE],
+        }
+    }
+}
+
 /// A copy being made.
 #[derive(Debug)]
 pub struct Copy {
@@ -165,7 +184,7 @@ impl Copy {
             if self.tracks {
                 self.forget_writes()?;
             }
-            self.pass().map(drop)
+            self.pass(1).map(drop)
         };
         ahead().map_err(of_copy)
     }
@@ -176,7 +195,8 @@ impl Copy {
     ///
     /// [`Cause::Hypervisor`].
     pub fn rest(&mut self) -> Result<u64, Cause> {
-        self.pass().map_err(of_copy)
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        self.pass(threads.min(MOST_THREADS)).map_err(of_copy)
     }
 
     /// Puts the file in the place of the process's memory, which holds the same: nothing may have been written to
@@ -239,41 +259,64 @@ impl Copy {
         std::fs::write(format!("/proc/{}/clear_refs", self.place.pid), "4")
     }
 
-    /// Copies every page that is the process's own and not known to be the same; gives the bytes.
-    fn pass(&mut self) -> io::Result<u64> {
-        let mut copied = 0;
-        let mut entries = vec![0; ENTRIES * 8];
-        let mut buffer = vec![0; PIECE];
-        let first = self.place.address / PAGE;
-        let mut page = 0;
-        while page < self.own.len() {
-            let count = ENTRIES.min(self.own.len() - page);
-            let read = &mut entries[..count * 8];
-            self.map.read_exact_at(read, (first + page as u64) * 8)?;
-            let mut run = 0..0;
-            for (index, entry) in read.as_chunks::<8>().0.iter().enumerate() {
-                let entry = u64::from_ne_bytes(*entry);
-                let number = page + index;
-                let own = entry & (PRESENT | SWAPPED) != 0 && entry & FILE_OR_SHARED == 0;
-                let before = std::mem::replace(&mut self.own[number], own);
-                if before && !own {
-                    self.give_back(number, &mut buffer)?;
-                    continue;
-                }
-                // What was copied before and not written to since is there.
-                if !own || (before && self.tracks && entry & SOFT_DIRTY == 0) {
-                    continue;
-                }
-                if run.end != number || (run.len() + 1) * PAGE as usize > PIECE {
-                    copied += self.copy(run, &mut buffer)?;
-                    run = number..number;
-                }
-                run.end = number + 1;
+    /// Copies every page that is the process's own and not known to be the same, so many parts at a time; gives
+    /// the bytes.
+    fn pass(&mut self, threads: usize) -> io::Result<u64> {
+        let mut own = std::mem::take(&mut self.own);
+        let parts = Mutex::new(own.chunks_mut(PART).enumerate());
+        let copy = &*self;
+        let work = || -> io::Result<u64> {
+            let mut buffers = Buffers::default();
+            let mut copied = 0;
+            loop {
+                let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((number, own)) = next else {
+                    return Ok(copied);
+                };
+                copied += copy.part(number * PART, own, &mut buffers)?;
             }
-            copied += self.copy(run, &mut buffer)?;
-            page += count;
+        };
+        let copied = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let first = work();
+            let others = others.into_iter().map(|other| {
+                let ended = other.join();
+                ended.unwrap_or_else(|_| Err(io::Error::other("copying it panicked")))
+            });
+            std::iter::once(first).chain(others).sum()
+        });
+        self.own = own;
+        copied
+    }
+
+    /// The same for some pages from `page` on.
+    fn part(&self, page: usize, pages: &mut [bool], buffers: &mut Buffers) -> io::Result<u64> {
+        let Buffers { entries, data } = buffers;
+        let entries = &mut entries[..pages.len() * 8];
+        let first = self.place.address / PAGE + page as u64;
+        self.map.read_exact_at(entries, first * 8)?;
+        let mut copied = 0;
+        let mut run = page..page;
+        for (index, entry) in entries.as_chunks::<8>().0.iter().enumerate() {
+            let entry = u64::from_ne_bytes(*entry);
+            let number = page + index;
+            let own = entry & (PRESENT | SWAPPED) != 0 && entry & FILE_OR_SHARED == 0;
+            let before = std::mem::replace(&mut pages[index], own);
+            if before && !own {
+                self.give_back(number, data)?;
+                continue;
+            }
+            // What was copied before and not written to since is there.
+            if !own || (before && self.tracks && entry & SOFT_DIRTY == 0) {
+                continue;
+            }
+            if run.end != number || (run.len() + 1) * PAGE as usize > PIECE {
+                copied += self.copy(run, data)?;
+                run = number..number;
+            }
+            run.end = number + 1;
         }
-        Ok(copied)
+        Ok(copied + self.copy(run, data)?)
     }
 
     /// Copies some pages in a row from the process.
