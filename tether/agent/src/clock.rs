@@ -29,6 +29,12 @@ fn read(clock: ClockId) -> (u64, u64) {
     )
 }
 
+/// What was the time on the host when it sent something that was heard at this moment of [`now`], and is more by
+/// what it took to come to it: on an emulated processor most of what lies in between.
+pub fn since_heard(unix_nanos: u64, heard: u64) -> u64 {
+    unix_nanos.saturating_add(now().saturating_sub(heard).saturating_mul(1000))
+}
+
 /// Sets the realtime clock.
 ///
 /// # Errors
@@ -39,4 +45,21 @@ pub fn set(unix_nanos: u64) -> Result<()> {
         tv_nsec: (unix_nanos % 1_000_000_000) as i64,
     };
     clock_settime(ClockId::Realtime, time).context(|| "setting the clock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_heard_a_while_ago_is_later_by_now() {
+        let heard = now() - 5_000;
+        let time = since_heard(1_000_000_000, heard);
+        assert!((1_005_000_000..1_900_000_000).contains(&time), "{time}");
+        assert_eq!(
+            since_heard(7, now() + 60_000_000),
+            7,
+            "a clock that is behind takes nothing away"
+        );
+    }
 }

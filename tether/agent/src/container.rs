@@ -34,6 +34,8 @@ pub struct Container {
     pub groups: Groups,
     /// Where counting begins.
     start: statistics::Start,
+    /// When its host was last heard, in microseconds of the clock that never jumps.
+    pub heard: u64,
     /// Whether it has devices that nothing has announced.
     is_fork: bool,
     /// The MAC addresses that its vNICs are to have, if it was forked before it was wanted.
@@ -81,6 +83,7 @@ impl Container {
             poller,
             groups,
             start: statistics::Start::default(),
+            heard: 0,
             is_fork: false,
             claimed: None,
             processes: Processes::new(pids),
@@ -238,7 +241,7 @@ impl Machine for Container {
 
     fn setup(&mut self, ticket: Ticket, setup: Setup) -> Outcome {
         // Before anything else is even looked at.
-        if let Err(error) = identity::assume(&setup.identity) {
+        if let Err(error) = identity::assume(&setup.identity, self.heard) {
             return Outcome::Done(Err(error));
         }
         if self.is_fork
@@ -315,7 +318,7 @@ impl Machine for Container {
     }
 
     fn set_clock(&mut self, unix_nanos: u64) -> Result<()> {
-        clock::set(unix_nanos)
+        clock::set(clock::since_heard(unix_nanos, self.heard))
     }
 
     fn shutdown(&mut self, ticket: Ticket, spec: ShutdownSpec) -> Outcome {

@@ -171,6 +171,7 @@ impl Tether {
 
     fn dispatch(&mut self, event: Event) {
         if event.token == Token::Channel {
+            self.container.heard = clock::now();
             self.look_for_fork();
             // A template has no host. What can be read by now is for the fork that it may just have
             // become, and comes with an event there.
@@ -215,6 +216,10 @@ impl Tether {
             ..
         } = self;
         let mut more = expectant.is_none() && channel.pump_in(session, container);
+        if more {
+            // What comes next without an event may have come only now.
+            container.heard = clock::now();
+        }
         while !container.answers.is_empty() {
             for (ticket, result) in core::mem::take(&mut container.answers) {
                 session.complete(ticket, result, container);

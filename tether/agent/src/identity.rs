@@ -12,16 +12,16 @@ use rustix::system::{setdomainname, sethostname};
 use tether_wire::message::Identity;
 
 /// Takes it on: random generator first, so that nothing after it shares a number with another
-/// machine, then clock and names.
+/// machine, then clock and names. The host was `heard` saying it at that moment of [`clock::now`].
 ///
 /// # Errors
 /// Which part, and why.
-pub fn assume(identity: &Identity) -> Result<()> {
+pub fn assume(identity: &Identity, heard: u64) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let what = || "seeding the random generator";
     let random = open("/dev/urandom", flags, Mode::empty()).context(what)?;
     sys::seed_generator(random.as_fd(), &identity.seed).context(what)?;
-    clock::set(identity.unix_nanos)?;
+    clock::set(clock::since_heard(identity.unix_nanos, heard))?;
     check_name(&identity.hostname)?;
     sethostname(identity.hostname.as_bytes()).context(|| "setting the hostname")?;
     if !identity.domainname.is_empty() {

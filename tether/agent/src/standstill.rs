@@ -174,6 +174,7 @@ impl Container {
             Some(_) => {}
         }
         // Its clock stood still with it.
+        let unix_nanos = clock::since_heard(unix_nanos, self.heard);
         if unix_nanos > clock::unix_nanos() {
             clock::set(unix_nanos)?;
         }
@@ -227,7 +228,7 @@ impl Container {
             signal,
         } = rebirth;
         self.network.disown(&network)?;
-        identity::assume(&identity)?;
+        identity::assume(&identity, self.heard)?;
         self.names = (identity.hostname, identity.domainname);
         let names = (self.names.0.as_str(), self.names.1.as_str());
         self.network

@@ -237,6 +237,7 @@ fn clock_error(templates: &Templates) -> Result<Option<String>> {
     // What the guest read lies between asking and hearing, or its clock is wrong by so much.
     let ahead = (first - first_seen).max(second - second_seen);
     let behind = asked - second;
+    println!("ahead by {ahead} us, behind by {behind} us at least");
     if ahead >= 10_000 || behind >= 10_000 {
         return Ok(Some(format!("ahead by {ahead} us, behind by {behind} us")));
     }
