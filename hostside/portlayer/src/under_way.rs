@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::error::Error;
 
@@ -28,17 +29,24 @@ impl UnderWay {
         Piece(self.clone())
     }
 
+    /// Begins something on a thread of its own.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let piece = self.begin();
+        tokio::task::spawn_blocking(move || {
+            let _piece = piece;
+            work()
+        })
+    }
+
     /// Runs what waits for disks on a thread of its own, to its end, whether or not whoever asked for it stays.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let piece = self.begin();
-        let work = move || {
-            let _piece = piece;
-            work()
-        };
-        match tokio::task::spawn_blocking(work).await {
+        match self.thread(work).await {
             Ok(result) => result,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(Error::ShuttingDown),

@@ -481,12 +481,9 @@ impl Bystander for Guest {
     }
 
     async fn branch(&self) -> Result<(), Cause> {
-        let (branching, piece) = (self.branching.clone(), self.under_way.begin());
-        let branch = move || {
-            let _piece = piece;
-            branching.branch()
-        };
-        tokio::task::spawn_blocking(branch)
+        let branching = self.branching.clone();
+        self.under_way
+            .thread(move || branching.branch())
             .await
             .unwrap_or_else(|error| Err(Cause::because("cannot branch its disk", error)))
     }

@@ -40,27 +40,6 @@ impl Core {
         }
     }
 
-    /// Waits for the task that stands in the way, as the fault names it.
-    async fn until_free(&self, error: &session::Error, patience: Instant) {
-        let named = error
-            .fault()
-            .and_then(|fault| fault.object("task"))
-            .filter(|task| task.kind == "Task");
-        let ended = async {
-            match named {
-                Some(other) => task::ended(&self.collector, other).await,
-                None => false,
-            }
-        };
-        if !tokio::time::timeout_at(patience, ended)
-            .await
-            .unwrap_or(true)
-        {
-            // Nothing can be waited for.
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
     /// The same, of what can be seen when it is done: then it is done, also if the answer got lost or the task
     /// says that it failed.
     pub async fn task_seen<M>(
@@ -110,5 +89,26 @@ impl Core {
             });
         }
         Ok(())
+    }
+
+    /// Waits for the task that stands in the way, as the fault names it.
+    async fn until_free(&self, error: &session::Error, patience: Instant) {
+        let named = error
+            .fault()
+            .and_then(|fault| fault.object("task"))
+            .filter(|task| task.kind == "Task");
+        let ended = async {
+            match named {
+                Some(other) => task::ended(&self.collector, other).await,
+                None => false,
+            }
+        };
+        if !tokio::time::timeout_at(patience, ended)
+            .await
+            .unwrap_or(true)
+        {
+            // Nothing can be waited for.
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::console::Run;
 use super::record::{self, Edit};
 use super::view::{self, Seen};
 use super::{Core, Ended, cause, create, place};
-use crate::property::Properties;
+use crate::property::{Objects, Properties};
 use crate::session::chain;
 use crate::soap::{Element as _, Node};
 use crate::types::{
@@ -137,7 +137,7 @@ impl Core {
     }
 
     pub async fn switch_on(&self, object: &ManagedObject) -> Result<(), Cause> {
-        let on = |objects: &crate::property::Objects| {
+        let on = |objects: &Objects| {
             (view::power(objects.get(object)?) == Power::PoweredOn).then_some(())
         };
         let switch = PowerOnVM_Task {
@@ -193,10 +193,7 @@ impl Core {
             };
         }
         let cell = self.cell(id);
-        let off = |objects: &crate::property::Objects| match objects.get(object) {
-            None => Some(()),
-            Some(properties) => (view::power(properties) == Power::PoweredOff).then_some(()),
-        };
+        let off = gone_or_off(object);
         let cut = PowerOffVM_Task {
             _this: object.clone(),
         };
@@ -231,21 +228,18 @@ impl Core {
 
     /// Takes the power of a virtual machine, whatever else it is. Off or gone already is success.
     pub async fn cut_power(&self, object: &ManagedObject) -> Result<(), Cause> {
-        let gone_or_off = |objects: &crate::property::Objects| match objects.get(object) {
-            None => Some(()),
-            Some(properties) => (view::power(properties) == Power::PoweredOff).then_some(()),
-        };
+        let off = gone_or_off(object);
         let cut = PowerOffVM_Task {
             _this: object.clone(),
         };
-        match self.task_seen(&cut, gone_or_off).await {
+        match self.task_seen(&cut, off).await {
             Err(error) if !already(&error, "poweredOff") => {
                 return Err(cause("the server does not power it off", error));
             }
             _ => {}
         }
-        let off = self.collector.wait(gone_or_off).await;
-        off.map_err(|error| cause("the server is not heard of any more", error))
+        let seen = self.collector.wait(off).await;
+        seen.map_err(|error| cause("the server is not heard of any more", error))
     }
 
     pub async fn suspend(self: Arc<Self>, id: &MachineId) -> Result<(), Cause> {
@@ -259,7 +253,7 @@ impl Core {
         let suspend = SuspendVM_Task {
             _this: object.clone(),
         };
-        let suspended = |objects: &crate::property::Objects| {
+        let suspended = |objects: &Objects| {
             (view::power(objects.get(&object)?) == Power::Suspended).then_some(())
         };
         self.task_seen(&suspend, suspended)
@@ -411,6 +405,14 @@ impl Core {
 pub fn began_text(began: &Started) -> Result<String, Cause> {
     serde_json::to_string(began)
         .map_err(|error| Cause::because("how it began cannot be written down", error))
+}
+
+/// What is seen of a virtual machine that has no power, or is not there.
+pub fn gone_or_off(object: &ManagedObject) -> impl Fn(&Objects) -> Option<()> + Copy + Send + '_ {
+    move |objects| match objects.get(object) {
+        None => Some(()),
+        Some(properties) => (view::power(properties) == Power::PoweredOff).then_some(()),
+    }
 }
 
 /// Whether a call was refused because the machine is in that state already.

@@ -28,6 +28,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::datastore::DatastorePath;
 use super::devices::{self, Cable};
+use super::power::gone_or_off;
 use super::record::{self, Edit, Entries};
 use super::repair::repaired;
 use super::{Core, cause, unsupported, view};
@@ -475,11 +476,7 @@ impl Core {
 
     /// Removes a virtual machine that is none of the VCH's machines, whatever its power. Gone already is success.
     pub async fn dismiss(&self, object: &ManagedObject) -> Result<(), Cause> {
-        let gone_or_off = |objects: &Objects| match objects.get(object) {
-            None => Some(()),
-            Some(properties) => (view::power(properties) == Power::PoweredOff).then_some(()),
-        };
-        if self.collector.look(gone_or_off).is_none() {
+        if self.collector.look(gone_or_off(object)).is_none() {
             self.cut_power(object).await?;
         }
         match self.remove_from_server(object).await {

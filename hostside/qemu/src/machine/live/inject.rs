@@ -313,17 +313,17 @@ fn unexpected(status: WaitStatus) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::{Read as _, Write as _};
     use std::process::{Child, Command, Stdio};
 
     use super::*;
 
     /// A process that waits in a system call for something to copy.
-    struct Cat(Child);
+    pub struct Cat(Child);
 
     impl Cat {
-        fn start() -> Self {
+        pub fn start() -> Self {
             let child = Command::new("cat")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -334,7 +334,11 @@ mod tests {
             cat
         }
 
-        fn copies(&mut self, text: &[u8]) {
+        pub fn id(&self) -> u32 {
+            self.0.id()
+        }
+
+        pub fn copies(&mut self, text: &[u8]) {
             let (input, output) = (self.0.stdin.as_mut(), self.0.stdout.as_mut());
             input.unwrap().write_all(text).unwrap();
             let mut read = vec![0; text.len()];
@@ -342,7 +346,7 @@ mod tests {
             assert_eq!(read, text);
         }
 
-        fn ends_well(mut self) {
+        pub fn ends_well(mut self) {
             drop(self.0.stdin.take());
             assert!(self.0.wait().unwrap().success());
         }
@@ -351,7 +355,7 @@ mod tests {
     #[test]
     fn calls_are_made_and_the_process_goes_on() {
         let mut cat = Cat::start();
-        let pid = cat.0.id();
+        let pid = cat.id();
         let answers = within(pid, |process| {
             let own = process.call(libc::SYS_getpid, [0; 6])?;
             let refused = process.call(libc::SYS_close, [12345, 0, 0, 0, 0, 0]);
@@ -379,7 +383,7 @@ mod tests {
     #[test]
     fn a_process_whose_tracer_dies_before_or_after_a_call_goes_on() {
         let mut cat = Cat::start();
-        let pid = cat.0.id();
+        let pid = cat.id();
         for made in [false, true, false, true] {
             let traced = std::thread::spawn(move || {
                 let mut stopped = Stopped::stop(pid)?;

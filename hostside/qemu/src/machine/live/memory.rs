@@ -430,6 +430,7 @@ fn of_copy(source: io::Error) -> Cause {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inject::tests::Cat;
     use super::*;
 
     /// Memory of this process, page-aligned, as a QEMU's would lie.
@@ -529,38 +530,17 @@ mod tests {
         assert!(file.set_len(0).is_err());
     }
 
-    /// A process that waits for something to copy, and memory of its own that it goes on to use.
-    fn cat() -> (std::process::Child, Place) {
-        use std::process::{Command, Stdio};
-        let mut child = Command::new("cat")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("cat");
-        copies(&mut child);
-        let all = Mapping::all(child.id()).expect("mappings");
+    #[test]
+    fn a_process_goes_on_with_the_file_in_the_place_of_its_memory() {
+        let mut cat = Cat::start();
+        let all = Mapping::all(cat.id()).unwrap();
         let heap = all.iter().find(|mapping| mapping.path == "[heap]");
         let heap = heap.expect("a heap");
         let place = Place {
-            pid: child.id(),
+            pid: cat.id(),
             address: heap.start,
             bytes: heap.end - heap.start,
         };
-        (child, place)
-    }
-
-    fn copies(cat: &mut std::process::Child) {
-        use std::io::{Read as _, Write as _};
-        let text = b"it runs\n";
-        cat.stdin.as_mut().unwrap().write_all(text).unwrap();
-        let mut read = [0; 8];
-        cat.stdout.as_mut().unwrap().read_exact(&mut read).unwrap();
-        assert_eq!(&read, text);
-    }
-
-    #[test]
-    fn a_process_goes_on_with_the_file_in_the_place_of_its_memory() {
-        let (mut cat, place) = cat();
         assert!(place.below().unwrap().is_none());
         let mut before: Option<u64> = None;
         for _ in 0..3 {
@@ -584,9 +564,8 @@ mod tests {
                 let kept = descriptors_of(place.pid, before).unwrap();
                 assert_eq!(kept, [0; 0], "what nobody needs is let go");
             }
-            copies(&mut cat);
+            cat.copies(b"it runs\n");
         }
-        drop(cat.stdin.take());
-        assert!(cat.wait().unwrap().success());
+        cat.ends_well();
     }
 }
